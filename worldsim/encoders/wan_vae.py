@@ -11,9 +11,11 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from worldsim.core.errors import UserError
+from worldsim.core.files import read_json
 from worldsim.core.registry import register
 from worldsim.data.transforms import to_uint8, to_unit
 from worldsim.encoders import from_folder, seeded
+from worldsim.encoders.patch_vae import PatchVAE
 
 CARD = {
     "title": "Wan video VAE (2.1: 16 channels, 8x8x4; 2.2: 48 channels, 16x16x4)",
@@ -58,7 +60,7 @@ class WanVAE:
     One encode at a time per instance: the module keeps its causal caches on itself.
     """
 
-    def __init__(self, module: AutoencoderKLWan, device: str = "cpu") -> None:
+    def __init__(self, module: AutoencoderKLWan | PatchVAE, device: str = "cpu") -> None:
         self.module = module.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         mean, std = module.config.latents_mean, module.config.latents_std
@@ -77,8 +79,11 @@ class WanVAE:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> WanVAE:
-        """From a folder in diffusers' layout (``vae/``)."""
-        return cls(from_folder(AutoencoderKLWan, folder, "vae", torch_dtype=torch.float32), device)
+        """From a folder in diffusers' layout (``vae/``): Wan's own class, or the bundled model's linear one."""
+        path = folder / "vae" / "config.json"
+        kind = read_json(path).get("_class_name") if path.exists() else None
+        module = PatchVAE if kind == PatchVAE.__name__ else AutoencoderKLWan
+        return cls(from_folder(module, folder, "vae", torch_dtype=torch.float32), device)
 
     @classmethod
     def random(cls, config: dict[str, Any], device: str = "cpu") -> WanVAE:

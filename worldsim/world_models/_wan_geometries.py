@@ -14,6 +14,7 @@ from worldsim.core.errors import UserError, did_you_mean
 from worldsim.core.files import read_json
 from worldsim.encoders import clip, from_folder, seeded, umt5, wan_vae
 from worldsim.encoders.clip import ClipVision
+from worldsim.encoders.no_text import NoText
 from worldsim.encoders.umt5 import UMT5
 from worldsim.encoders.wan_vae import WanVAE
 
@@ -36,6 +37,9 @@ class Geometry:
         fps: its native frame rate.
         shift: time shift of its sampler and of training.
         text_tokens: length prompts are padded to.
+        prediction: what the transformer's output means; a ``sample`` (the clean latents) is turned into a velocity. Real
+            Wans predict velocities; a small one cannot carry a token's noise through its width.
+        bundled: its weights travel in the package.
         vae, text, clip: arguments of the random twin's encoders; unused with weights.
     """
 
@@ -48,6 +52,8 @@ class Geometry:
     fps: float = 16.0
     shift: float = 3.0
     text_tokens: int = TEXT_TOKENS
+    prediction: Literal["velocity", "sample"] = "velocity"
+    bundled: bool = False
     vae: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     clip: dict[str, Any] | None = None
@@ -172,8 +178,32 @@ GEOMETRIES = {
             vae=VAE_22_TINY,
             text=umt5.TINY,
         ),
+        Geometry(
+            "worldsim-tiny",
+            "ti2v",
+            _transformer(
+                num_attention_heads=4,
+                attention_head_dim=64,
+                num_layers=5,
+                ffn_dim=768,
+                in_channels=64,
+                out_channels=64,
+                text_dim=16,
+                freq_dim=128,
+                rope_max_seq_len=64,
+            ),
+            stride=8,
+            area=64 * 64,
+            fps=10.0,
+            shift=8.0,
+            text_tokens=1,
+            prediction="sample",
+            bundled=True,
+        ),
     )
 }
+BUNDLED = Path(__file__).resolve().parents[1] / "bases"
+"""Weights that travel in the package, one folder per model in diffusers' layout."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +225,8 @@ class Base:
         Raises:
             UserError: the weights are not on this machine.
         """
+        if self.geometry.bundled:
+            return BUNDLED / self.geometry.name
         return Path(self.model) if self.geometry.hub is None else _snapshot(self.geometry, self.revision, parts)
 
     def transformer(self, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
@@ -215,7 +247,9 @@ class Base:
             WanVAE.random(self.geometry.vae, device) if self.geometry.random else WanVAE.load(self.folder(("vae",)), device)
         )
 
-    def text_encoder(self, device: str) -> UMT5:
+    def text_encoder(self, device: str) -> UMT5 | NoText:
+        if self.geometry.bundled:
+            return NoText(self.geometry.transformer["text_dim"])
         if self.geometry.random:
             return UMT5.random(self.geometry.text, device)
         return UMT5.load(self.folder(("text_encoder", "tokenizer")), device)
@@ -237,6 +271,8 @@ def resolve(model: str, revision: str | None = None) -> Base:
     """
     if model in GEOMETRIES:
         geometry = GEOMETRIES[model]
+        if geometry.bundled:
+            return Base(geometry, model, _same(BUNDLED / model, revision))
         found = None if geometry.hub is None else revision or _revision(geometry)
         return Base(geometry, model, found)
     folder = Path(model)
@@ -245,11 +281,19 @@ def resolve(model: str, revision: str | None = None) -> Base:
             f"there is no Wan model '{model}'{did_you_mean(model, GEOMETRIES)}, and no folder of that name",
             "worldsim models list world-models",
         )
-    geometry = read_geometry(folder)
+    return Base(read_geometry(folder), model, _same(folder, revision))
+
+
+def _same(folder: Path, revision: str | None) -> str:
+    """The revision of a folder's weights.
+
+    Raises:
+        UserError: another one than ``revision``.
+    """
     found = _folder_revision(folder)
     if revision not in (None, found):
         raise UserError(f"{folder} is another model (revision {found}) than the one trained on (revision {revision})")
-    return Base(geometry, model, found)
+    return found
 
 
 def read_geometry(folder: Path) -> Geometry:

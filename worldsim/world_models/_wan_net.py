@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from worldsim.core.errors import UserError
 from worldsim.encoders import seeded
 from worldsim.encoders.wan_vae import PACK
+from worldsim.nn import flow
 from worldsim.nn.action_embedder import ActionEmbedder
 from worldsim.world_models._wan_conditioning import (
     SpreadTime,
@@ -25,6 +26,7 @@ from worldsim.world_models._wan_geometries import Geometry
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Self- and cross-attention and feed-forward, as the published Wan LoRAs; CLIP's added projections stay."""
 ADAPTER = "default"
+LEAST_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class WanNet(nn.Module):
         """
         latents, height, width = x.shape[2:]
         given = given_latents(history, latents)
+        sigma = time.float() / flow.TIMESTEPS
         if self.per_latent:
             clean = given & (self.geometry.family != "i2v")
             time = torch.where(clean, torch.zeros_like(time)[:, None], time[:, None])
@@ -110,7 +113,16 @@ class WanNet(nn.Module):
             return_dict=False,
         )[0]
         self.injection.vectors = None
-        return out.float()
+        return self._velocity(out.float(), x[:, : out.shape[1]], sigma)
+
+    def _velocity(self, out: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """What the transformer gave as a velocity. From a predicted sample: ``(x - sample) / sigma``, sigma bounded below.
+
+        # source: "Back to Basics: Let Denoising Generative Models Denoise" (Li & He 2025), x-prediction with v-loss
+        """
+        if self.geometry.prediction == "velocity":
+            return out
+        return (x.float() - out) / sigma.clamp_min(LEAST_SIGMA).view(-1, 1, 1, 1, 1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained and saved, by the name it is saved under: diffusers' LoRA keys, and ``conditioner.*``."""
