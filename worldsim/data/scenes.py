@@ -14,6 +14,7 @@ import numpy as np
 
 from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.types import DatasetCard, Episode
+from worldsim.data.cameras import camera_stream
 from worldsim.data.split import Split, split_episodes
 from worldsim.data.transforms import Cover
 from worldsim.data.windows import WindowSpec, cut_actions, frame_rows, require_rows, starts
@@ -24,7 +25,7 @@ class SceneSpec:
     """How scenes are cut.
 
     Attributes:
-        camera: which camera.
+        camera: which camera, or several stacked (``a+b``, see ``data.cameras``).
         frames: n, frames to imagine after the given one, and action steps.
         start: source frame that is given, or None for the first one that has all its actions.
         delay: rows by which an action's visible effect lags behind it.
@@ -110,11 +111,10 @@ def cut(episode: Episode, spec: SceneSpec, stride: int, steps: np.ndarray, *, tr
     Raises:
         BadEpisode: the camera is missing here, or a frame cannot be decoded.
     """
-    if spec.camera not in episode.frames:
-        raise BadEpisode(episode.id, f"{episode.source} has no camera '{spec.camera}'")
+    stream = camera_stream(episode, spec.camera, *(spec.size or (None, None)))
     past = spec.past(stride)
     future = frame_rows(spec.first(), spec.window(stride))[1:] if truth else past[:0]
-    frames = episode.frames[spec.camera].rows(np.concatenate([past, future]))
+    frames = stream.rows(np.concatenate([past, future]))
     if spec.size is not None:
         frames = Cover(*spec.size).forward(frames)
     return Scene(
