@@ -241,7 +241,7 @@ def test_a_changed_dataset_makes_the_column_stale(worldsim, dataset, tmp_path):
         (["--frames", "49"], "no episode has the 49 source frames that clips of 49 frames need"),
         (["--size", "60x64"], "size 60x64 does not fit tiny-ti2v: both sides must be multiples of 32"),
         (["--size", "60"], "size 60 is not of the form HxW"),
-        (["--camera", "cam_frnt"], "there is no camera 'cam_frnt'; did you mean 'cam_front'"),
+        (["--camera", "cam_frnt"], "the dataset painted has no camera 'cam_frnt'; did you mean 'cam_front'"),
         (["--fps", "4"], "--fps 4 does not divide the dataset's 10 fps"),
         (["--route", "token"], "there is no route 'token'"),
         (["--actions", "act"], "has no column actions/act"),

@@ -37,7 +37,7 @@ def test_painted_frames_meet_their_actions(tmp_path, spec, less):
         assert [start for start, _ in windows] == starts[key]
         return np.stack([frames for _, frames in windows])
 
-    starts = cut(lengths, spec)
+    starts = cut(lengths, spec)[spec.frames]
     column = columns.ensure(tmp_path, ColumnSpec("latents", "pixels", "window"), starts, encode)
     identity = Normalize.of(stats_of((e.id, e.actions) for e in episodes.values()), "identity")
     actions = normalised({e.id: e.actions for e in episodes.values()}, identity)
@@ -68,7 +68,7 @@ def test_streamed_windows_equal_windows_cut_from_memory(spec):
     stream = FrameStream(53, 4, 6, blocks)
     for start, window in stream_windows(stream, spec, lambda block: seen.append(len(block)) or block):
         assert np.array_equal(window, frames[start : start + spec.span : spec.stride])
-    wanted = {t for s in cut({"e": 53}, spec)["e"] for t in range(s, s + spec.span, spec.stride)}
+    wanted = {t for s in cut({"e": 53}, spec)[spec.frames]["e"] for t in range(s, s + spec.span, spec.stride)}
     assert sum(seen) == len(wanted)  # no frame is resized twice or in vain
 
 
@@ -100,4 +100,4 @@ def test_text_is_padded_with_zeros():
 def test_too_short_episodes_are_named():
     with pytest.raises(UserError, match="the longest has 8"):
         cut({"a": 5, "b": 8}, WindowSpec(9))
-    assert cut({"a": 5, "b": 9}, WindowSpec(9)) == {"b": [0]}
+    assert cut({"a": 5, "b": 9}, WindowSpec(9)) == {9: {"b": [0]}}

@@ -13,7 +13,9 @@ def add(app: typer.Typer) -> None:
     @command(app, "finetune-wan")
     def finetune_wan(
         data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
-        camera: Annotated[str | None, typer.Option(metavar="C", help="Camera; the first by name if not given.")] = None,
+        camera: Annotated[
+            str | None, typer.Option(metavar="C[,C]", help="Camera, or several to stack.")
+        ] = None,
         fps: Annotated[float | None, typer.Option(help="Frame rate of the clips; must divide the dataset's.")] = None,
         frames: Annotated[int | None, typer.Option(metavar="4k+1", help="Frames per clip.")] = None,
         size: Annotated[str | None, typer.Option(metavar="HxW", help="Pixels of the clips.")] = None,
@@ -25,7 +27,7 @@ def add(app: typer.Typer) -> None:
         """Fine-tune a Wan video model on robot episodes so that it follows actions."""
         return {
             "data": data,
-            "camera": camera,
+            "camera": camera and camera.replace(",", "+"),
             "fps": fps,
             "frames": frames,
             "size": size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ from worldsim.commands import _latents
 from worldsim.commands._latents import Latents
 from worldsim.commands._selection import parse_size
 from worldsim.core import registry
-from worldsim.core.errors import BadEpisode, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.types import CameraInfo
-from worldsim.data import batches, columns
+from worldsim.data import batches, cameras, columns
 from worldsim.data.split import split_episodes
+from worldsim.data.transforms import Kind
 from worldsim.data.windows import WindowSpec, require_rows, stride_for
+from worldsim.encoders.wan_vae import PACK
 from worldsim.world_models._wan_encode import ClipPlan, given_frames
 from worldsim.world_models._wan_geometries import Base, Geometry
 from worldsim.world_models.wan import check_size
@@ -33,11 +35,14 @@ class Wish:
     camera: str | None
     fps: float | None
     frames: int
+    min_frames: int | None
     size: str | None
     actions: str
     action_delay: int
     history: int
     hop: int | None
+    batch: int
+    normalise: Kind
     max_rejected: int
 
 
@@ -55,10 +60,10 @@ class Choice:
     """What will be trained on.
 
     Attributes:
-        plan: camera, size, windows and histories.
+        plan: camera, size, windows and histories of clips of full length.
         fps: of the clips.
         facts: train episode id -> facts, in the source's order.
-        starts: train episode id -> first frames of its clips.
+        buckets: frames per clip -> train episode id -> first frames of its clips; the longest clips first.
         rejected: train episodes that cannot be used; the encode phase adds those it loses.
         notes: remarks for the user.
     """
@@ -66,7 +71,7 @@ class Choice:
     plan: ClipPlan
     fps: float
     facts: dict[str, Facts]
-    starts: dict[str, list[int]]
+    buckets: dict[int, dict[str, list[int]]]
     rejected: list[BadEpisode]
     notes: list[str]
 
@@ -76,8 +81,18 @@ class Choice:
         return [f"episode {bad.episode} was left out: {bad.reason}" for bad in self.rejected]
 
     @property
-    def clips(self) -> int:
-        return sum(map(len, self.starts.values()))
+    def episodes(self) -> list[str]:
+        """Those that have a clip, in the source's order."""
+        return [name for name in self.facts if any(name in starts for starts in self.buckets.values())]
+
+    @property
+    def clips(self) -> dict[int, int]:
+        """Frames per clip -> how many clips."""
+        return {frames: sum(map(len, starts.values())) for frames, starts in self.buckets.items()}
+
+    def plan_of(self, frames: int) -> ClipPlan:
+        """The plan of the bucket of clips of ``frames``."""
+        return replace(self.plan, window=replace(self.plan.window, frames=frames))
 
 
 def choose(wish: Wish, source: EpisodeSource, base: Base) -> Choice:
@@ -87,43 +102,66 @@ def choose(wish: Wish, source: EpisodeSource, base: Base) -> Choice:
         UserError: nothing fits; names the key and what would.
     """
     camera = choose_camera(source, wish.camera)
-    height, width = choose_size(camera, wish.size, base.geometry)
+    height, width = choose_size(camera, wish.size, base.geometry, _count(source, camera))
     check_size(base, height, width, wish.frames)
-    histories = choose_histories(wish.history, wish.frames)
+    histories = choose_histories(wish.history, wish.min_frames or wish.frames)
     stride = stride_for(source.card.fps, wish.fps)
     hop = wish.hop or max(1, ((wish.frames - 1) * stride + 1) // HOP_FRACTION)
     window = WindowSpec(wish.frames, stride, hop, wish.action_delay)
+    plan = ClipPlan(columns.dataset_fingerprint(wish.data), camera.name, height, width, window, histories)
     ids = source.ids()
     train = split_episodes(ids, source.card.splits).train
-    facts, rejected = survey(source, train, camera.name)
+    facts, rejected = survey(source, train, plan)
     refuse_rejected(rejected, len(facts), len(train), wish)  # too many already: no use in encoding the others first
-    starts = batches.cut({name: f.num_frames for name, f in facts.items()}, window)
-    plan = ClipPlan(columns.dataset_fingerprint(wish.data), camera.name, height, width, window, histories)
-    notes = _notes(source, camera, wish, plan, facts, starts)
-    return Choice(plan, source.card.fps / stride, facts, starts, rejected, notes)
+    shorter = range(wish.min_frames or wish.frames, wish.frames, PACK)
+    buckets = batches.cut({name: f.num_frames for name, f in facts.items()}, window, shorter)
+    choice = Choice(plan, source.card.fps / stride, facts, buckets, rejected, [])
+    choice.notes = _notes(source, camera, wish, choice)
+    return choice
 
 
 def choose_camera(source: EpisodeSource, wanted: str | None) -> CameraInfo:
-    """The named camera, else the first by name."""
-    cameras = {camera.name: camera for camera in source.card.cameras}
-    if not cameras:
-        raise UserError(f"the dataset {source.card.name} has no camera", "worldsim doctor DATA")
-    name = wanted or min(cameras)
-    if name not in cameras:
-        raise UserError(
-            f"there is no camera '{name}'{did_you_mean(name, cameras)}", f"worldsim finetune-wan --camera {min(cameras)}"
-        )
-    return cameras[name]
+    """The named camera, or a stack of several (``a+b``), else the first by name.
+
+    Raises:
+        UserError: a camera that is not there, or named twice.
+    """
+    known = source.card.camera_names
+    where = f"the dataset {source.card.name}"
+    if not known:
+        raise UserError(f"{where} has no camera", "worldsim doctor DATA")
+    name = wanted or min(known)
+    names = cameras.require_cameras(name, known, where, f"worldsim finetune-wan --camera {min(known)}")
+    return cameras.stacked_info(cameras.JOIN.join(names), source.card.cameras)
 
 
-def choose_size(camera: CameraInfo, wanted: str | None, geometry: Geometry) -> tuple[int, int]:
-    """``HxW`` as given, else the camera's own size, shrunk to the model's area and rounded to its multiple."""
+def _count(source: EpisodeSource, camera: CameraInfo) -> int:
+    return len(cameras.split_names(camera.name, source.card.camera_names))
+
+
+def choose_size(camera: CameraInfo, wanted: str | None, geometry: Geometry, stacked: int = 1) -> tuple[int, int]:
+    """``HxW`` as given, else the camera's own size, shrunk to the model's area and rounded to its multiple.
+
+    Args:
+        stacked: how many cameras share the height; each has whole latent cells of its own.
+
+    Raises:
+        UserError: a given size that the stacked cameras cannot share out like that.
+    """
+    multiple = geometry.multiple
     given = check_size_text(wanted)
     if given is not None:
+        if cameras.share_of(camera.name, stacked, given[0]) % (geometry.stride if stacked > 1 else 1):
+            step = stacked * multiple
+            raise UserError(
+                f"size {wanted}: each of the {stacked} stacked cameras gets {given[0] // stacked} pixels of the height, "
+                f"which is no multiple of {geometry.stride}",
+                f"worldsim finetune-wan --size {max(step, round(given[0] / step) * step)}x{given[1]}",
+            )
         return given
     scale = min(1.0, (geometry.area / (camera.height * camera.width)) ** 0.5)
-    multiple = geometry.multiple
-    height, width = (max(multiple, round(s * scale / multiple) * multiple) for s in (camera.height, camera.width))
+    sides = ((camera.height, stacked * multiple), (camera.width, multiple))
+    height, width = (max(step, round(side * scale / step) * step) for side, step in sides)
     return height, width
 
 
@@ -146,7 +184,7 @@ def choose_histories(history: int, frames: int) -> tuple[int, ...]:
     return (1,) if history == 1 else (1, history)
 
 
-def survey(source: EpisodeSource, train: list[str], camera: str) -> tuple[dict[str, Facts], list[BadEpisode]]:
+def survey(source: EpisodeSource, train: list[str], plan: ClipPlan) -> tuple[dict[str, Facts], list[BadEpisode]]:
     """Length and instruction of every train episode; the bad ones apart."""
     at = {name: index for index, name in enumerate(source.ids())}
     facts: dict[str, Facts] = {}
@@ -154,13 +192,12 @@ def survey(source: EpisodeSource, train: list[str], camera: str) -> tuple[dict[s
     for name in train:
         try:
             episode = source.episode(at[name])
-            if camera not in episode.frames:
-                raise BadEpisode(name, f"{episode.source} lacks camera '{camera}'")
+            stream = cameras.camera_stream(episode, plan.camera, plan.height, plan.width)
             if abs(episode.fps - source.card.fps) > 1e-3:
                 raise BadEpisode(name, f"{episode.source} has {episode.fps:g} fps, the dataset {source.card.fps:g}")
             if episode.actions is not None:
-                require_rows(name, episode.num_frames, len(episode.actions))
-            facts[name] = Facts(at[name], episode.num_frames, episode.instruction or "")
+                require_rows(name, stream.num_frames, len(episode.actions))
+            facts[name] = Facts(at[name], stream.num_frames, episode.instruction or "")
         except BadEpisode as bad:
             rejected.append(bad)
     return facts, rejected
@@ -183,24 +220,29 @@ def refuse_rejected(rejected: list[BadEpisode], usable: int, count: int, wish: W
         )
 
 
-def _notes(
-    source: EpisodeSource,
-    camera: CameraInfo,
-    wish: Wish,
-    plan: ClipPlan,
-    facts: dict[str, Facts],
-    starts: dict[str, list[int]],
-) -> list[str]:
+def _notes(source: EpisodeSource, camera: CameraInfo, wish: Wish, choice: Choice) -> list[str]:
     """What was decided for the user."""
     out: list[str] = []
+    plan, count = choice.plan, _count(source, camera)
     others = [c.name for c in source.card.cameras if c.name != camera.name]
     if others and wish.camera is None:
         out.append(f"trained on camera '{camera.name}', the first by name; the others are {', '.join(others)}")
+    if count > 1:
+        out.append(
+            f"{count} cameras are stacked from top to bottom, {plan.height // count}x{plan.width} each: {camera.name}"
+        )
     if (plan.height, plan.width) != (camera.height, camera.width):
         out.append(f"frames of {camera.height}x{camera.width} are cut and resized to {plan.height}x{plan.width}")
-    short = sorted(facts.keys() - starts.keys())
+    shorter = [name for frames, starts in choice.buckets.items() if frames < wish.frames for name in starts]
+    if shorter:
+        out.append(
+            f"{len(shorter)} train episodes are too short for {wish.frames} frames and give shorter clips: "
+            f"the first is {min(shorter)}"
+        )
+    short = sorted(choice.facts.keys() - set(choice.episodes))
     if short:
-        out.append(f"{len(short)} train episodes are too short for a clip and were left out, the first is {short[0]}")
+        hint = "" if wish.min_frames else f"; --set min_frames={given_frames(wish.history) + PACK} would use shorter clips"
+        out.append(f"{len(short)} train episodes are too short for a clip and were left out, the first is {short[0]}{hint}")
     return out
 
 

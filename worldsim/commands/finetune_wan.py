@@ -8,32 +8,29 @@ the same checkpoint.
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worldsim.commands import _latents
-from worldsim.commands._finetune_clips import Choice, Wish, check_size_text, choose, choose_latents, refuse_rejected
+from worldsim.commands._finetune_clips import Choice, Wish, check_size_text, choose
+from worldsim.commands._finetune_encode import Encoded, encode
+from worldsim.commands._finetune_samples import require_samples, write_samples
 from worldsim.core.config import config, to_values
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import UserError
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
-from worldsim.core.types import FrameStream, Result
-from worldsim.data.batches import Clips, normalised
-from worldsim.data.transforms import Kind, Normalize
-from worldsim.encoders.umt5 import clean
-from worldsim.encoders.wan_vae import latent_count
+from worldsim.core.types import Result
+from worldsim.data.transforms import Kind
+from worldsim.encoders.wan_vae import PACK, latent_count
 from worldsim.formats import open_dataset
 from worldsim.nn.flow import TimeSampling
-from worldsim.train import checkpoint, distributed
+from worldsim.train import checkpoint
 from worldsim.train.loop import Outcome, fit
 from worldsim.train.order import Order
 from worldsim.train.settings import Training
 from worldsim.train.tracking import METRICS, read_rows
-from worldsim.world_models import _wan_encode as encode
 from worldsim.world_models._wan_card import Sampling, WanCard
 from worldsim.world_models._wan_conditioning import check_route
 from worldsim.world_models._wan_geometries import Base, resolve
@@ -41,9 +38,6 @@ from worldsim.world_models._wan_memory import Estimate, estimate
 from worldsim.world_models._wan_net import NetSpec, WanNet
 from worldsim.world_models._wan_training import FlowLoss
 from worldsim.world_models.wan import TEXT
-
-PROMPT_BYTES = 64 * 2**20
-"""Prompt embeddings up to this size travel in the checkpoint, so that known tasks need no text encoder."""
 
 
 @config
@@ -71,10 +65,12 @@ class Flow:
 @config
 class Cache:
     """The encode phase: source frames from one clip's start to the next (null: a quarter of a clip), and clips per
-    forward pass of an encoder."""
+    forward pass of an encoder. ``export``: ``worldeval`` also writes ``train/*.tensors.pth``, WorldEval's own samples, for
+    its image-to-video bases."""
 
     hop: int | None = None
     batch: int = 1
+    export: Literal["worldeval"] | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.hop is not None and self.hop < 1):
@@ -100,10 +96,12 @@ class Config:
 
     Attributes:
         data: dataset folder, any format. format: its registered format; detected when null.
-        camera: the first by name when null.
+        camera: the first by name when null; ``a+b`` (on the command line also ``a,b``) stacks several from top to bottom.
         fps: frame rate of the clips; must divide the dataset's; that of the dataset when null.
         frames: frames per clip, 4k + 1.
-        size: ``HxW``; the camera's own when null, within what the model was trained on.
+        min_frames: episodes too short for that give clips of as many frames as they hold, 4k + 1, if not fewer than these;
+            null leaves them out. A batch holds clips of one length.
+        size: ``HxW`` of the whole picture; the camera's own when null, within what the model was trained on.
         model: a Wan by name, or a folder in diffusers' layout. revision: of its weights; what is there when null.
         actions: ``raw``, or a column that extract-latents made, as ``plugin`` or ``plugin@fingerprint``.
         action_delay: rows between a command and its visible effect.
@@ -112,18 +110,21 @@ class Config:
         route: how actions enter the transformer.
         hidden: width of the conditioner; that of the transformer when null.
         history: given latents of later chunks in a long rollout (1 + 4 (history - 1) frames); the first has one.
+        history_noise: given latents get Gaussian noise of a deviation up to this (latents are about unit size), so that
+            long rollouts forgive their own errors; 0 is off.
         lora, flow, cache, train, sampling: see their classes.
         columns: where columns go when the dataset is read-only; the dataset itself when null.
         max_rejected: how many bad train episodes are accepted before the command fails.
     """
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("max_rejected",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("max_rejected", "train.sharding")
 
     data: str | None = None
     format: str | None = None
     camera: str | None = None
     fps: float | None = None
     frames: int = 49
+    min_frames: int | None = None
     size: str | None = None
     model: str = "wan2.2-ti2v-5b"
     revision: str | None = None
@@ -134,6 +135,7 @@ class Config:
     route: str = "patch-add"
     hidden: int | None = None
     history: int = 2
+    history_noise: float = 0.0
     lora: Lora = Lora()
     flow: Flow = Flow()
     cache: Cache = Cache()
@@ -144,39 +146,40 @@ class Config:
 
     def __post_init__(self) -> None:
         latent_count(self.frames)
+        least = self.min_frames
+        if least is not None and not (5 <= least <= self.frames and least % PACK == 1):
+            raise ValueError(f"min_frames must be 4k + 1 between 5 and frames = {self.frames}, but is {least}")
+        if not 0 <= self.history_noise < float("inf"):
+            raise ValueError(f"history_noise must not be negative, but is {self.history_noise}")
         check_size_text(self.size)
         check_route(self.route)
         if not 0 <= self.action_dropout < 1:
             raise ValueError(f"action_dropout must lie in [0, 1), but is {self.action_dropout}")
 
 
-@dataclass
-class Encoded:
-    """What the encode phase leaves for the train phase."""
-
-    clips: Clips
-    card: WanCard
-    texts: dict[str, Tensor]
-
-
 def run(config: Config, context: RunContext) -> Result:
     """Encode, then train. See the module's docstring."""
     wish, base = _wish(config), resolve(config.model, config.revision)
-    context.inputs["data"] = str(wish.data)
+    share = {"rank": context.rank, "world_size": context.world_size}
+    context.reads("data", wish.data)
+    if config.cache.export is not None:
+        require_samples(base)
     source = open_dataset(wish.data, config.format)
     try:
         choice = choose(wish, source, base)
         for note in choice.notes:
             context.note(note)
-        encoded = _encode_phase(config, context, wish, source, choice, base)
+        encoded = encode(wish, source, choice, base, context.device, **share)
         for note in choice.left_out:
             context.note(note)
+        if config.cache.export is not None:
+            context.note(write_samples(wish.root, encoded, choice, source, **share))
     finally:
         source.close()
     gc.collect()
     if context.device == "cuda":
         torch.cuda.empty_cache()
-    outcome, net = _train_phase(config, context, encoded, base)
+    outcome, net = _train_phase(config, context, encoded, _card(config, choice, encoded, base), base)
     return _report(config, context, choice, encoded, outcome, net)
 
 
@@ -188,86 +191,37 @@ def _wish(config: Config) -> Wish:
         camera=config.camera,
         fps=config.fps,
         frames=config.frames,
+        min_frames=config.min_frames,
         size=config.size,
         actions=config.actions,
         action_delay=config.action_delay,
         history=config.history,
         hop=config.cache.hop,
+        batch=config.cache.batch,
+        normalise=config.normalise,
         max_rejected=config.max_rejected,
     )
 
 
-def _encode_phase(
-    config: Config, context: RunContext, wish: Wish, source: EpisodeSource, choice: Choice, base: Base
-) -> Encoded:
-    """Fill the columns and open them as clips. Every rank ends with the same clips.
-
-    Episodes that are lost on the way join ``choice.rejected``.
-
-    Raises:
-        UserError: survey and encoding together lost more than ``max_rejected`` episodes, or none is left.
-    """
-    share = {"rank": context.rank, "world_size": context.world_size}
-    latents, column_name = choose_latents(wish, source, choice.plan.dataset, **share)
-    bad: dict[str, str] = {entry["episode"]: entry["reason"] for entry in latents.rejected}
-
-    def reject(error: BadEpisode) -> None:
-        bad[error.episode] = error.reason
-
-    def opener(name: str) -> Any:
-        def open_stream() -> FrameStream:
-            return source.episode(choice.facts[name].index).frames[choice.plan.camera]
-
-        return open_stream
-
-    streams = {name: opener(name) for name in choice.starts}
-    windows = encode.encode_windows(
-        wish.root, base, choice.plan, streams, context.device, config.cache.batch, **share, reject=reject
-    )
-    prompts = [choice.facts[name].instruction for name in choice.starts]
-    text, keys = encode.encode_texts(wish.root, base, [*prompts, ""], context.device, **share)
-    bad = distributed.union(bad)
-    whole = [latents.column, *windows.values()]
-    used = {name: starts for name, starts in choice.starts.items() if all(name in column for column in whole)}
-    absent, count = f"the column {column_name} has no rows of it", len(choice.facts) + len(choice.rejected)
-    choice.rejected += [BadEpisode(name, bad.get(name, absent)) for name in choice.starts if name not in used]
-    refuse_rejected(choice.rejected, len(used), count, wish)
-    normalize = Normalize.of(_latents.train_stats(latents.column, list(used), write=False), config.normalise)
-    embeddings = {key: np.array(text.load(key)) for key in keys.values()}
-    clips = Clips(
-        spec=choice.plan.window,
-        starts=used,
-        actions=normalised({name: latents.column.load(name) for name in used}, normalize),
-        columns=windows,
-        prompts={name: keys[clean(choice.facts[name].instruction)] for name in used},
-        texts=embeddings,
-        text_tokens=base.geometry.text_tokens,
-    )
-    travels = sum(array.nbytes for array in embeddings.values()) <= PROMPT_BYTES
-    card = _card(config, choice, base, normalize, latents.spec, column_name, keys if travels else {})
-    texts = {key: torch.from_numpy(array) for key, array in embeddings.items()} if travels else {}
-    return Encoded(clips, card, texts)
-
-
-def _card(
-    config: Config, choice: Choice, base: Base, normalize: Normalize, spec: Any, column: str, prompts: dict[str, str]
-) -> WanCard:
+def _card(config: Config, choice: Choice, encoded: Encoded, base: Base) -> WanCard:
     shift = config.sampling.shift or base.geometry.shift
     return WanCard(
         base=base.to_json(),
-        net=_net_spec(config, base, normalize.dim, choice.plan.window.stride),
+        net=_net_spec(config, base, encoded.normalize.dim, choice.plan.window.stride),
         height=choice.plan.height,
         width=choice.plan.width,
         fps=choice.fps,
         frames=config.frames,
         histories=choice.plan.histories,
         camera=choice.plan.camera,
-        action_column=column,
-        action_spec=spec,
+        action_column=encoded.action_column,
+        action_spec=encoded.latents.spec,
         action_delay=config.action_delay,
-        normalize=normalize,
+        normalize=encoded.normalize,
         sampling=Sampling(config.sampling.steps, config.sampling.guidance, shift),
-        prompts=dict(sorted(prompts.items())),
+        prompts=dict(sorted(encoded.prompts.items())) if encoded.texts_travel else {},
+        teacher_forced=bool(encoded.latents.column.spec.params.get("teacher_forced", False)),
+        train_episodes=tuple(encoded.clips.episodes),
     )
 
 
@@ -282,17 +236,20 @@ def _net_spec(config: Config, base: Base, action_dim: int, stride: int) -> NetSp
     )
 
 
-def _train_phase(config: Config, context: RunContext, encoded: Encoded, base: Base) -> tuple[Outcome, WanNet]:
+def _train_phase(
+    config: Config, context: RunContext, encoded: Encoded, card: WanCard, base: Base
+) -> tuple[Outcome, WanNet]:
     """The loop over clips from columns; writes ``checkpoint/`` and ``state/``."""
     dtype = torch.bfloat16 if context.device == "cuda" and config.lora.rank else torch.float32
-    net = WanNet(base.transformer(dtype), base.geometry, encoded.card.net, seed=context.seed)
+    net = WanNet(base.transformer(dtype), base.geometry, card.net, seed=context.seed)
     if config.train.gradient_checkpointing:
         net.transformer.enable_gradient_checkpointing()
     shift = config.flow.shift or base.geometry.shift
     times = TimeSampling(config.flow.times, shift)
-    module = FlowLoss(net, encoded.card.histories, times, config.flow.weight == "bump", config.action_dropout)
+    bump = config.flow.weight == "bump"
+    module = FlowLoss(net, card.histories, times, bump, config.action_dropout, config.history_noise)
     order = Order(
-        len(encoded.clips),
+        encoded.clips.counts,
         context.seed,
         config.train.batch,
         config.train.accumulate,
@@ -304,11 +261,11 @@ def _train_phase(config: Config, context: RunContext, encoded: Encoded, base: Ba
         batch = {k: torch.from_numpy(v) for k, v in encoded.clips.batch(order.indices(step, micro)).items()}
         return {k: v.pin_memory() for k, v in batch.items()} if context.device == "cuda" else batch
 
-    texts = {f"{TEXT}{key}": tensor for key, tensor in encoded.texts.items()}
-    card = encoded.card.to_json()
+    travelling = encoded.texts if encoded.texts_travel else {}
+    texts = {f"{TEXT}{key}": torch.from_numpy(array) for key, array in travelling.items()}
 
     def save(tensors: dict[str, Tensor], step: int) -> None:
-        checkpoint.write_checkpoint(context.out / "checkpoint", tensors | texts, card, step)
+        checkpoint.write_checkpoint(context.out / "checkpoint", tensors | texts, card.to_json(), step)
 
     return fit(module, fetch, config.train, context, save, to_values(config)), net
 
@@ -321,7 +278,7 @@ def _report(config: Config, context: RunContext, choice: Choice, encoded: Encode
         "steps": outcome.steps,
         "loss": rows[-1]["loss"] if rows else None,
         "clips": len(encoded.clips),
-        "episodes": len(encoded.clips.starts),
+        "episodes": len(encoded.clips.episodes),
         "rejected": [{"episode": bad.episode, "reason": bad.reason} for bad in choice.rejected],
         "trained_parameters": sum(p.numel() for p in net.trained().values()),
         "clips_per_second": round(seen / outcome.seconds, 4) if done else None,
@@ -329,12 +286,13 @@ def _report(config: Config, context: RunContext, choice: Choice, encoded: Encode
     }
     if context.device == "cuda":
         metrics["peak_gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    plan = choice.plan
+    plan, lengths = choice.plan, sorted({bucket.spec.frames for bucket in encoded.clips.clips})
+    frames = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
     return Result(
         metrics=metrics,
         next=f"worldsim infer {config.data} --model {context.out}",
-        summary=f"{outcome.steps} steps on {len(encoded.clips)} clips of {config.frames} frames {plan.height}x{plan.width} "
-        f"at {choice.fps:g} fps from {len(encoded.clips.starts)} episodes; loss {metrics['loss']:.4f}",
+        summary=f"{outcome.steps} steps on {len(encoded.clips)} clips of {frames} frames {plan.height}x{plan.width} "
+        f"at {choice.fps:g} fps from {len(encoded.clips.episodes)} episodes; loss {metrics['loss']:.4f}",
     )
 
 
@@ -353,15 +311,17 @@ def plan(config: Config, seed: int = 0) -> dict[str, Any]:
     spec = _net_spec(config, base, dim, window.stride)
     needed = estimate(geometry, spec, latents * grid // 4, config.train.batch, config.train.gradient_checkpointing)
     copies = 1 + (len(choice.plan.histories) if geometry.family == "i2v" else 0)
+    stored = sum(latent_count(frames) * clips for frames, clips in choice.clips.items())
     return {
-        "episodes": len(choice.starts),
-        "clips": choice.clips,
+        "episodes": len(choice.episodes),
+        "clips": sum(choice.clips.values()),
+        "clips_of_frames": {str(frames): clips for frames, clips in choice.clips.items()},
         "camera": choice.plan.camera,
         "size": f"{choice.plan.height}x{choice.plan.width}",
         "fps": choice.fps,
         "rows_per_frame": window.stride,
         "action_width": dim,
-        "columns_gib": round(choice.clips * copies * geometry.channels * latents * grid * 2 / 2**30, 3),
+        "columns_gib": round(stored * copies * geometry.channels * grid * 2 / 2**30, 3),
         "base_revision": base.revision,
         "notes": [*choice.left_out, *choice.notes],
         **_memory(needed),

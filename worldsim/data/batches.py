@@ -1,9 +1,12 @@
-"""Clips: the windows of many episodes with everything that belongs to them, batched from memory-mapped columns."""
+"""Clips: the windows of many episodes with everything that belongs to them, batched from memory-mapped columns.
+
+Clips of one length are a bucket; a batch never mixes buckets, so nothing is padded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,7 +45,7 @@ def stream_windows(stream: FrameStream, spec: WindowSpec, transform: Transform) 
 
 @dataclass
 class Clips:
-    """What a trainer draws from. A clip is one window of one episode.
+    """One bucket of what a trainer draws from: clips of one length. A clip is one window of one episode.
 
     Attributes:
         spec: how windows were cut.
@@ -88,21 +91,69 @@ class Clips:
         return out
 
 
-def cut(lengths: Mapping[str, int], spec: WindowSpec) -> dict[str, list[int]]:
-    """Window starts of each episode that is long enough.
+@dataclass
+class Buckets:
+    """What a trainer draws from: clips numbered through all buckets, bucket after bucket.
+
+    Attributes:
+        clips: one entry per length; none is empty.
+    """
+
+    clips: list[Clips]
+
+    @property
+    def counts(self) -> list[int]:
+        """Clips per bucket: what ``train.order.Order`` shares batches out by."""
+        return [len(bucket) for bucket in self.clips]
+
+    @property
+    def episodes(self) -> list[str]:
+        return sorted(episode for bucket in self.clips for episode in bucket.starts)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """:meth:`Clips.batch` of clips that share a bucket.
+
+        Raises:
+            ValueError: they do not, which the order of a training never asks for.
+        """
+        ends = np.cumsum(self.counts)
+        buckets = np.unique(np.searchsorted(ends, indices, side="right"))
+        if len(buckets) != 1:
+            raise ValueError(f"clips {indices.tolist()} lie in several buckets, which end at {ends.tolist()}")
+        at = int(buckets[0])
+        return self.clips[at].batch(indices - (ends[at] - self.counts[at]))
+
+
+def cut(lengths: Mapping[str, int], spec: WindowSpec, shorter: Sequence[int] = ()) -> dict[int, dict[str, list[int]]]:
+    """Frames per clip -> window starts of each episode that belongs there, the longest clips first.
+
+    Args:
+        lengths: episode id -> source frames.
+        shorter: other numbers of frames for episodes that hold no whole window; each gets the most that it holds.
 
     Raises:
-        UserError: none is; says how long the longest one is.
+        UserError: no episode is long enough; says how long the longest one is.
     """
-    starts = {episode: list(windows.starts(n, spec)) for episode, n in lengths.items()}
-    if not any(starts.values()):
-        longest = max(lengths.values(), default=0)
+    sizes = sorted({spec.frames, *shorter}, reverse=True)
+    out: dict[int, dict[str, list[int]]] = {frames: {} for frames in sizes}
+    for episode, count in lengths.items():
+        for frames in sizes:
+            found = list(windows.starts(count, replace(spec, frames=frames)))
+            if found:
+                out[frames][episode] = found
+                break
+    out = {frames: starts for frames, starts in out.items() if starts}
+    if not out:
+        least, longest = replace(spec, frames=sizes[-1]), max(lengths.values(), default=0)
         raise UserError(
-            f"no episode has the {spec.span + spec.delay} source frames that clips of {spec.frames} frames need "
-            f"(one of every {spec.stride} source frames is taken); the longest has {longest}",
+            f"no episode has the {least.span + least.delay} source frames that clips of {least.frames} frames need "
+            f"(one of every {least.stride} source frames is taken); the longest has {longest}",
             "worldsim finetune-wan --frames 9",
         )
-    return {episode: found for episode, found in starts.items() if found}
+    return out
 
 
 def normalised(actions: Mapping[str, np.ndarray], normalize: Normalize) -> dict[str, np.ndarray]:

@@ -21,9 +21,9 @@ from worldsim.core.config import fingerprint
 from worldsim.core.console import progress
 from worldsim.core.errors import BadEpisode, UserError, did_you_mean
 from worldsim.core.files import folder_digest, read_json, replacing, write_json
-from worldsim.core.runs import VOLATILE
+from worldsim.core.runs import COLUMNS, derived
 
-FOLDER = "columns"
+FOLDER = COLUMNS
 MANIFEST = "manifest.json"
 
 
@@ -93,13 +93,7 @@ def dataset_fingerprint(root: Path) -> str:
     What this program writes into a dataset folder later (columns, run records, inference results, training caches) does
     not count, so deriving something does not make everything else stale.
     """
-    return folder_digest(root, skip=_derived)
-
-
-def _derived(relative: Path) -> bool:
-    first, name = relative.parts[0], relative.name
-    cache = name == "all_actions.pt" or name.endswith(".tensors.pth")
-    return first in (FOLDER, "inference", "state") or (first == "train" and cache) or (str(relative) in VOLATILE)
+    return folder_digest(root, skip=derived)
 
 
 def prompt_key(text: str) -> str:

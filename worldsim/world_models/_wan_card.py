@@ -37,12 +37,14 @@ class WanCard:
         net: what is built around it.
         height, width: pixels. fps: of its frames. frames: per clip, 4k + 1.
         histories: numbers of given latents it was trained with, ascending.
-        camera: the camera it saw.
+        camera: the camera it saw, or several stacked from top to bottom (``a+b``, see ``data.cameras``).
         action_column: ``raw``, or the column kind ``actions`` as ``plugin@fingerprint``.
         action_spec: the meaning of a row. action_delay: rows between a command and its effect.
         normalize: physical rows <-> what the conditioner reads.
         sampling: the defaults of a rollout.
         prompts: text -> key of its embedding ``text.<key>`` in the weights file; empty when they were too many.
+        teacher_forced: whether the actions come from an extractor that has seen frames which are to be imagined.
+        train_episodes: ids of the episodes it has seen.
     """
 
     base: dict[str, Any]
@@ -59,6 +61,8 @@ class WanCard:
     normalize: Normalize
     sampling: Sampling
     prompts: dict[str, str]
+    teacher_forced: bool = False
+    train_episodes: tuple[str, ...] = ()
 
     @property
     def context_frames(self) -> int:
@@ -76,6 +80,7 @@ class WanCard:
             "version": VERSION,
             **plain,
             "histories": list(self.histories),
+            "train_episodes": list(self.train_episodes),
             "net": asdict(self.net),
             "action_spec": self.action_spec.to_json(),
             "normalize": self.normalize.to_json(),
@@ -98,6 +103,7 @@ class WanCard:
                 "normalize": Normalize.from_json(values.pop("normalize")),
                 "sampling": Sampling(**values.pop("sampling")),
                 "histories": tuple(values.pop("histories")),
+                "train_episodes": tuple(values.pop("train_episodes", ())),
             }
             return cls(**values, **parts)
         except (KeyError, TypeError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from worldsim.core.errors import BadEpisode
-from worldsim.core.types import FrameStream
+from worldsim.core.types import BLOCK_FRAMES, FrameStream
 from worldsim.data import columns
 from worldsim.data.batches import stream_windows
 from worldsim.data.columns import Column, ColumnSpec
 from worldsim.data.transforms import Cover
-from worldsim.data.windows import WindowSpec
+from worldsim.data.windows import WindowSpec, starts
 from worldsim.encoders.umt5 import clean
 from worldsim.encoders.wan_vae import PACK, WanVAE
 from worldsim.world_models._wan_geometries import Base
@@ -73,12 +73,26 @@ def weights_of(base: Base) -> str:
     return base.revision or f"random:{base.geometry.name}"
 
 
+class Encoders:
+    """A base's frozen encoders on a device, each loaded when it is first needed, and once."""
+
+    def __init__(self, base: Base, device: str) -> None:
+        self.base, self.device = base, device
+        self._loaded: dict[str, Any] = {}
+
+    def of(self, column: str) -> Any:
+        """What fills the window column ``column``."""
+        name = "image_encoder" if column == "image" else "vae"
+        if name not in self._loaded:
+            self._loaded[name] = getattr(self.base, name)(self.device)
+        return self._loaded[name]
+
+
 def encode_windows(
     root: Path,
-    base: Base,
+    encoders: Encoders,
     plan: ClipPlan,
     streams: Mapping[str, Any],
-    device: str,
     batch: int,
     *,
     rank: int = 0,
@@ -94,13 +108,10 @@ def encode_windows(
     """
     share = {"rank": rank, "world_size": world_size}
     out = {}
-    for name, spec in window_specs(base, plan).items():
-        encoder: Any = None
-        if columns.missing(root, spec, sorted(streams)[rank::world_size]):
-            encoder = base.image_encoder(device) if name == "image" else base.vae(device)
+    for name, spec in window_specs(encoders.base, plan).items():
 
-        def encode(key: str, name: str = name, encoder: Any = encoder) -> np.ndarray:
-            return _encode(name, encoder, plan, streams[key](), batch)
+        def encode(key: str, name: str = name) -> np.ndarray:
+            return _encode(name, encoders.of(name), plan, streams[key](), batch)
 
         out[name] = columns.ensure(root, spec, streams, encode, **share, title=f"encode {name}", reject=reject)
     return out
@@ -109,8 +120,9 @@ def encode_windows(
 def _encode(name: str, encoder: Any, plan: ClipPlan, stream: FrameStream, batch: int) -> np.ndarray:
     """One episode's rows of one column, fp16 ``[windows, …]``."""
     kind = {"latents": _latents, "condition": _condition, "image": _image}[name]
+    clips = _first_frames(plan, stream) if name == "image" else stream_windows(stream, plan.window, plan.cover.forward)
     parts, waiting = [], []
-    for _, frames in stream_windows(stream, plan.window, plan.cover.forward):
+    for _, frames in clips:
         waiting.append(frames)
         if len(waiting) == batch:
             parts.append(kind(encoder, plan, np.stack(waiting)).astype(STORED))
@@ -118,6 +130,15 @@ def _encode(name: str, encoder: Any, plan: ClipPlan, stream: FrameStream, batch:
     if waiting:
         parts.append(kind(encoder, plan, np.stack(waiting)).astype(STORED))
     return np.concatenate(parts)
+
+
+def _first_frames(plan: ClipPlan, stream: FrameStream) -> Iterator[tuple[int, np.ndarray]]:
+    """``(start, uint8 [1, H, W, 3])`` of every window: all that the picture encoder looks at, so no other is decoded."""
+    every = starts(stream.num_frames, plan.window)
+    for at in range(0, len(every), BLOCK_FRAMES):
+        some = every[at : at + BLOCK_FRAMES]
+        for start, frame in zip(some, plan.cover.forward(stream.rows(list(some)))):
+            yield start, frame[None]
 
 
 def _latents(vae: WanVAE, plan: ClipPlan, frames: np.ndarray) -> np.ndarray:

@@ -25,14 +25,23 @@ class FlowLoss(nn.Module):
         times: how sigma is drawn, per clip.
         bump: weigh by the reference's Gaussian bump instead of evenly.
         dropout: probability that a clip's actions are hidden, so that action guidance exists.
+        history_noise: given latents get Gaussian noise of a deviation that is drawn per clip between 0 and this, so that
+            a long rollout forgives the errors in the frames that it imagined itself. Their time stays 0.
+            # source: GameNGen (arXiv 2408.14837, section 3.2.1), noise augmentation of the conditioning frames
     """
 
     def __init__(
-        self, net: WanNet, histories: tuple[int, ...], times: TimeSampling, bump: bool = False, dropout: float = 0.1
+        self,
+        net: WanNet,
+        histories: tuple[int, ...],
+        times: TimeSampling,
+        bump: bool = False,
+        dropout: float = 0.1,
+        history_noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.net, self.times, self.bump, self.dropout = net, times, bump, dropout
-        self.histories = histories
+        self.histories, self.history_noise = histories, history_noise
 
     def forward(
         self, latents: Tensor, actions: Tensor, text: Tensor, condition: Tensor | None = None, image: Tensor | None = None
@@ -54,14 +63,22 @@ class FlowLoss(nn.Module):
         dropped = torch.rand(count, device=device) < self.dropout
         noise = torch.randn_like(x0)
         given = given_latents(history, x0.shape[2])
-        x = flow.noised(x0, noise, sigma.view(-1, 1, 1, 1, 1))
+        off = self._history_errors(x0, given)
+        x = flow.noised(x0 + off, noise, sigma.view(-1, 1, 1, 1, 1))
         if condition is None:
-            x = torch.where(given[:, None, :, None, None], x0, x)
+            x = torch.where(given[:, None, :, None, None], x0 + off, x)
         else:
-            condition = condition[torch.arange(count, device=device), choice].float()
+            condition = condition[torch.arange(count, device=device), choice].float() + off
         predicted = self.net(x, flow.timestep(sigma), text, actions, history, dropped, condition, image)
         error = ((predicted - flow.velocity(x0, noise)) ** 2).mean(dim=(1, 3, 4))
         return self._mean(error, ~given, sigma)
+
+    def _history_errors(self, x0: Tensor, given: Tensor) -> Tensor | float:
+        """What is added to given latents, ``[B, z, F', h, w]``, zero elsewhere; draws nothing when it is off."""
+        if not self.history_noise:
+            return 0.0
+        deviation = self.history_noise * torch.rand(len(x0), 1, 1, 1, 1, device=x0.device)
+        return torch.randn_like(x0) * deviation * given[:, None, :, None, None]
 
     def _mean(self, error: Tensor, wanted: Tensor, sigma: Tensor) -> Tensor:
         """Mean over each clip's latents that were not given, then over clips. ``error`` is ``[B, F']``."""
@@ -72,6 +89,10 @@ class FlowLoss(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         return self.net.trained()
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's layers: what FSDP2 brings together one at a time."""
+        return list(self.net.transformer.blocks)
 
     def groups(self, settings: Training) -> list[dict[str, Any]]:
         """LoRA (or all weights) at ``lr``, the conditioner at its own rate."""
