@@ -14,7 +14,7 @@ from worldsim.core.errors import UserError
 from worldsim.encoders.wan_vae import WanVAE
 from worldsim.nn.flow import TimeSampling
 from worldsim.train import checkpoint
-from worldsim.world_models import _wan_conditioning as conditioning
+from worldsim.world_models import _wan_routes
 from worldsim.world_models._wan_geometries import GEOMETRIES, read_geometry, resolve
 from worldsim.world_models._wan_net import NetSpec, WanNet
 from worldsim.world_models._wan_rollout import Imagination
@@ -22,7 +22,7 @@ from worldsim.world_models._wan_training import FlowLoss
 from worldsim.world_models.wan import Wan, check_size
 
 TWINS = ["tiny-t2v", "tiny-i2v", "tiny-ti2v"]
-ROUTES = list(conditioning.ROUTES)
+ROUTES = list(_wan_routes.ROUTES)
 B, K, R, A = 2, 2, 2, 3
 H, W = 4, 6  # latent grid
 
@@ -84,57 +84,6 @@ def test_a_fresh_net_gives_what_its_base_gives(twin, route):
     plain = base(x, time, inputs["text"], inputs.get("image"), return_dict=False)[0]
     assert plain.abs().mean() > 0.1
     assert torch.allclose(net(**inputs), plain, atol=1e-5)
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("twin", TWINS)
-@torch.no_grad()
-def test_actions_drive_the_video_and_dropping_hides_them(twin, route):
-    net = make_net(twin, route, moved=True)
-    inputs = make_inputs(net)
-    other = {**inputs, "actions": inputs["actions"].flip(1)}
-    assert not torch.allclose(net(**inputs), net(**other), atol=1e-4)
-    hidden = torch.ones(B, dtype=torch.bool)
-    assert torch.equal(net(**inputs, dropped=hidden), net(**other, dropped=hidden))
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@torch.no_grad()
-def test_action_t_enters_at_latent_t_over_4_plus_1_alone(route):
-    """What the route adds, seen where it is added: tokens of one latent change, no others."""
-    net = make_net("tiny-ti2v", route, moved=True)
-    seen = []
-    place = net.transformer.patch_embedding if route == "patch-add" else net.transformer.condition_embedder.time_embedder
-    place.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
-    inputs = make_inputs(net)
-    for t in range(4 * K):
-        seen.clear()
-        moved = inputs["actions"].clone()
-        moved[:, t] += 1.0
-        net(**inputs)
-        net(**{**inputs, "actions": moved})
-        difference = (seen[0] - seen[1]).abs()
-        per_latent = difference.amax(dim=(0, 1, 3, 4)) if route == "patch-add" else difference.amax(dim=(0, 2))
-        assert (per_latent > 0).tolist() == [k == t // 4 + 1 for k in range(1 + K)]
-
-
-def test_unknown_route_lists_the_known():
-    with pytest.raises(UserError, match="no route 'patch-ad'; did you mean 'patch-add'"):
-        make_net("tiny-t2v", "patch-ad")
-
-
-@pytest.mark.parametrize("twin", TWINS)
-def test_merged_equals_unmerged(twin):
-    net = make_net(twin, moved=True)
-    inputs = make_inputs(net)
-    with torch.no_grad():
-        before = net(**inputs)
-        fresh = make_net(twin)(**inputs)
-        net.merge()
-        after = net(**inputs)
-    assert not torch.allclose(before, fresh, atol=1e-3)
-    assert torch.allclose(before, after, atol=1e-4)
-    assert not [name for name, _ in net.transformer.named_parameters() if "lora" in name]
 
 
 def test_lora_scale_is_alpha_over_rank():

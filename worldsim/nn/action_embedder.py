@@ -24,11 +24,13 @@ class ActionEmbedder(nn.Module):
         action_dim: A.
         dim: D, width of a vector.
         hidden: width of the two hidden layers.
+        indexed: also tell each vector which latent it is for (sines and cosines of its index, before the last layer), for
+            readers that would not know it, such as cross-attention.
     """
 
-    def __init__(self, rows: int, action_dim: int, dim: int, hidden: int) -> None:
+    def __init__(self, rows: int, action_dim: int, dim: int, hidden: int, indexed: bool = False) -> None:
         super().__init__()
-        self.rows, self.action_dim, self.dim = rows, action_dim, dim
+        self.rows, self.action_dim, self.dim, self.indexed = rows, action_dim, dim, indexed
         last = nn.Linear(hidden, dim)
         self.net = nn.Sequential(
             nn.Linear(rows * action_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last
@@ -50,7 +52,7 @@ class ActionEmbedder(nn.Module):
         rows = actions.reshape(batch, -1, self.action_dim)
         if rows.shape[1] % self.rows:
             raise UserError(f"{rows.shape[1]} action rows do not fill groups of {self.rows}; a clip has 4k + 1 frames")
-        driven = self.net(rows.reshape(batch, rows.shape[1] // self.rows, -1))
+        driven = self._driven(rows.reshape(batch, rows.shape[1] // self.rows, -1))
         hide = torch.zeros(batch, dtype=torch.bool, device=actions.device) if dropped is None else dropped
         driven = torch.where(hide[:, None, None], self.null.to(driven.dtype), driven)
         first = self.given.to(driven.dtype).expand(batch, 1, self.dim)
@@ -58,3 +60,21 @@ class ActionEmbedder(nn.Module):
         count = torch.as_tensor(history, device=actions.device).expand(batch)
         is_given = torch.arange(out.shape[1], device=actions.device) < count[:, None]
         return torch.where(is_given[..., None], self.given.to(out.dtype), out)
+
+    def _driven(self, groups: Tensor) -> Tensor:
+        """``[B, K, rows * A]`` -> ``[B, K, D]``."""
+        hidden = self.net[:-1](groups)
+        if self.indexed:
+            hidden = hidden + index_waves(groups.shape[1], hidden.shape[-1]).to(hidden)
+        return self.net[-1](hidden)
+
+
+def index_waves(count: int, width: int) -> Tensor:
+    """Sines, then cosines, of 1 … ``count`` at geometric wavelengths, fp32 ``[count, width]``.
+
+    # source: the position code of "Attention is all you need"
+    """
+    half = (width + 1) // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
+    angle = torch.arange(1, count + 1, dtype=torch.float32)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :width]

@@ -1,51 +1,15 @@
-"""How given frames and actions enter a Wan transformer: routes for actions; times, mask and channels for history."""
+"""How given frames enter a Wan transformer: times, mask and channels. How actions do: ``_wan_routes``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from worldsim.core.errors import UserError, did_you_mean
 from worldsim.encoders.wan_vae import PACK
 from worldsim.world_models._wan_geometries import Geometry
-
-
-class Injection:
-    """What a route's hooks read during one forward pass: the per-latent action vectors, set before and cleared after."""
-
-    def __init__(self) -> None:
-        self.vectors: Tensor | None = None
-
-    def add_to_patches(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """Patch embedding's output ``[B, D, F', h', w']`` plus ``[B, F', D]``."""
-        assert self.vectors is not None
-        return output + self.vectors.transpose(1, 2)[..., None, None].to(output.dtype)
-
-    def add_to_time(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """Time embedding ``[B, F', D]`` plus ``[B, F', D]``, before it becomes the six modulation vectors."""
-        assert self.vectors is not None
-        return output + self.vectors.to(output.dtype)
-
-
-def _patch_add(transformer: WanTransformer3DModel, injection: Injection) -> None:
-    transformer.patch_embedding.register_forward_hook(injection.add_to_patches)
-
-
-def _adaln(transformer: WanTransformer3DModel, injection: Injection) -> None:
-    transformer.condition_embedder.time_embedder.register_forward_hook(injection.add_to_time)
-
-
-ROUTES: dict[str, Callable[[WanTransformer3DModel, Injection], None]] = {"patch-add": _patch_add, "adaln": _adaln}
-"""Name -> installs its hooks. ``patch-add`` adds a vector to every token of a latent; ``adaln`` modulates them.
-# source: additive and frame-wise adaLN conditioning both beat cross-attention tokens in nano-world-model's ablation
-(docs/training.md) and in IRASim
-"""
-TIME_ROUTES = ("adaln",)
-"""Routes that need one time embedding per latent even where all latents share one time."""
+from worldsim.world_models._wan_routes import ROUTES, find
 
 
 def check_route(route: str) -> None:
@@ -53,21 +17,12 @@ def check_route(route: str) -> None:
     Raises:
         UserError: an unknown route; lists those there are.
     """
-    if route not in ROUTES:
-        raise UserError(f"there is no route '{route}'{did_you_mean(route, ROUTES)}", "worldsim finetune-wan --route adaln")
-
-
-def install(transformer: WanTransformer3DModel, route: str) -> Injection:
-    """Attach a route to a transformer; an unknown one is refused."""
-    check_route(route)
-    injection = Injection()
-    ROUTES[route](transformer, injection)
-    return injection
+    find(route)
 
 
 def per_latent_time(geometry: Geometry, route: str) -> bool:
     """Whether each latent has a time of its own (history at 0): TI2V by design, T2V because it has no other way in."""
-    return geometry.family != "i2v" or route in TIME_ROUTES
+    return geometry.family != "i2v" or ROUTES[route].own_times
 
 
 class SpreadTime:

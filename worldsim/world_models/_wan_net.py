@@ -11,17 +11,10 @@ from torch import Tensor, nn
 
 from worldsim.core.errors import UserError
 from worldsim.encoders import seeded
-from worldsim.encoders.wan_vae import PACK
 from worldsim.nn import flow
-from worldsim.nn.action_embedder import ActionEmbedder
-from worldsim.world_models._wan_conditioning import (
-    SpreadTime,
-    condition_channels,
-    given_latents,
-    install,
-    per_latent_time,
-)
+from worldsim.world_models._wan_conditioning import SpreadTime, condition_channels, given_latents, per_latent_time
 from worldsim.world_models._wan_geometries import Geometry
+from worldsim.world_models._wan_routes import Injection, find
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Self- and cross-attention and feed-forward, as the published Wan LoRAs; CLIP's added projections stay."""
@@ -36,10 +29,11 @@ class NetSpec:
     Attributes:
         action_dim: A.
         rows_per_frame: r, action rows between two video frames.
-        route: a key of ``_wan_conditioning.ROUTES``.
+        route: a key of ``_wan_routes.ROUTES``.
         hidden: width of the conditioner.
         rank: LoRA rank; 0 trains every weight of the transformer instead.
         alpha: LoRA scale is alpha / rank.
+        targets: endings of the names of the layers that get a LoRA.
     """
 
     action_dim: int
@@ -48,6 +42,10 @@ class NetSpec:
     hidden: int
     rank: int
     alpha: float
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))  # JSON knows lists only
 
 
 class WanNet(nn.Module):
@@ -56,13 +54,12 @@ class WanNet(nn.Module):
     def __init__(self, transformer: WanTransformer3DModel, geometry: Geometry, spec: NetSpec, seed: int = 0) -> None:
         super().__init__()
         self.geometry, self.spec = geometry, spec
-        self.transformer = transformer
+        self.transformer, route = transformer, find(spec.route)
         seeded(lambda: _make_trainable(transformer, spec), seed)
         self._own = [name for name, p in transformer.named_parameters() if p.requires_grad]
-        self.conditioner = seeded(
-            lambda: ActionEmbedder(PACK * spec.rows_per_frame, spec.action_dim, geometry.width, spec.hidden), seed
-        )
-        self.injection = install(transformer, spec.route)
+        self.conditioner = seeded(lambda: route.conditioner(geometry, spec), seed)
+        self.injection = Injection()
+        route.attach(transformer, self.injection)
         self.per_latent = per_latent_time(geometry, spec.route)
         self.spread = SpreadTime()
         transformer.condition_embedder.register_forward_hook(self.spread)
@@ -158,7 +155,7 @@ def _make_trainable(transformer: WanTransformer3DModel, spec: NetSpec) -> None:
     if spec.rank == 0:
         transformer.requires_grad_(True)
         return
-    targets = list(LORA_TARGETS)
+    targets = list(spec.targets)
     transformer.add_adapter(
         LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, init_lora_weights=True), ADAPTER
     )
