@@ -13,12 +13,19 @@ from worldsim.core.runs import RunContext, claim, write_provenance, write_result
 
 
 @config
+class Engine:
+    rate: float = 1.0
+    hidden: int = 0
+
+
+@config
 class Work:
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("patience",)
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("patience", "engine.hidden")
 
     data: str = "a"
     steps: int = 1
     patience: int = 0
+    engine: Engine = Engine()
 
 
 def test_same_config_continues_then_says_done(tmp_path: Path) -> None:
@@ -51,6 +58,9 @@ def test_keys_outside_the_identity_may_change(tmp_path: Path) -> None:
     claim(out, "train", Work(), 0)
     assert claim(out, "train", Work(patience=5), 0) is None
     assert "patience: 5" in (out / "config.yaml").read_text()
+    assert claim(out, "train", Work(engine=Engine(hidden=3)), 0) is None
+    with pytest.raises(UserError, match=r"engine\.rate: 1\.0 there, 2\.0 here"):
+        claim(out, "train", Work(engine=Engine(rate=2.0)), 0)
 
 
 def test_a_run_that_came_to_nothing_gives_way(tmp_path: Path) -> None:

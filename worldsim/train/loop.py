@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from worldsim.core.console import progress
 from worldsim.core.errors import UserError
 from worldsim.core.runs import RunContext
-from worldsim.train import checkpoint
+from worldsim.train import checkpoint, sharding
 from worldsim.train.ema import Ema
 from worldsim.train.order import noise_seed
 from worldsim.train.settings import Training, ema_decay, lr_factor
@@ -43,6 +43,10 @@ class Trainable(Protocol):
 
     def groups(self, settings: Training) -> list[dict[str, Any]]:
         """Optimiser groups over the same parameters: ``{"params": […], "lr": peak}``."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """Its repeated parts, which FSDP2 brings together one at a time; asked for with ``train.sharding=fsdp2`` alone."""
         ...
 
 
@@ -115,17 +119,35 @@ class _Run:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may run several commands, as tests do
         self.accelerator = Accelerator(cpu=context.device == "cpu")
         self.device = self.accelerator.device
-        self.module = module.to(self.device)
+        self.sharded = self._shard(module)
+        if not self.sharded:
+            module.to(self.device)
         self.parameters = module.trained()
         if context.device == "cuda":
             torch.set_float32_matmul_precision("high")
         groups = module.groups(settings)
         self.peaks = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
+        foreach = True if self.sharded else None  # sharded tensors would be stepped one by one
+        self.optimizer = torch.optim.AdamW(
+            groups, betas=settings.betas, weight_decay=settings.weight_decay, foreach=foreach
+        )
         self.average = Ema(self.parameters)
         self.step = 0
         self._resume()
-        self.model = self.accelerator.prepare_model(module.train())
+        module.train()
+        self.model = module if self.sharded else self.accelerator.prepare_model(module)
+
+    def _shard(self, module: Any) -> bool:
+        """Cut the module over the processes when the settings say so."""
+        if self.settings.sharding == "none":
+            return False
+        if self.accelerator.num_processes == 1:
+            self.context.note(
+                f"train.sharding={self.settings.sharding} changes nothing in one process; --nproc N starts more"
+            )
+            return False
+        sharding.shard(module, self.device.type)
+        return True
 
     def advance(self, ahead: _Ahead) -> dict[str, float]:
         """One optimiser step. Returns loss (over all ranks), gradient norm and learning rate."""
@@ -136,11 +158,12 @@ class _Run:
             batch = {k: v.to(self.device, non_blocking=True) for k, v in ahead.take(self.step, micro).items()}
             torch.manual_seed(noise_seed(self.context.seed, self.step, micro, self.context.rank))
             together = micro + 1 == settings.accumulate
+            sharding.sync_gradients(self.model, together)
             with nullcontext() if together else self.accelerator.no_sync(self.model):
                 loss = self.model(**batch) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip or float("inf"))
+        norm = sharding.whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip or float("inf")))
         total = self.accelerator.reduce(total, "mean")
         for what, value in (("loss", total), ("gradient norm", norm)):  # before a step could write it into the weights
             if not torch.isfinite(value):
@@ -162,17 +185,16 @@ class _Run:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0)
 
     def save(self, final: bool) -> None:
-        """``state/`` and ``checkpoint/`` on rank 0; the others wait."""
+        """``state/`` and ``checkpoint/``, whole, on rank 0; the others hand in their slices and wait."""
+        parts = {
+            "trained": sharding.gather({name: p.detach() for name, p in self.parameters.items()}),
+            "average": sharding.gather(self.average.shadow),
+            "optimizer": sharding.gather(self.optimizer.state_dict()),
+        }
         if self.context.rank == 0:
-            average = self.average.shadow if self.settings.ema else dict(self.parameters)
-            parts = {
-                "trained": {name: p.detach() for name, p in self.parameters.items()},
-                "average": self.average.shadow,
-                "optimizer": self.optimizer.state_dict(),
-            }
             about = {"world_size": self.context.world_size, "final": final}
             checkpoint.write_state(self.context.out / "state", self.step, parts, about)
-            self._save({name: t.detach() for name, t in average.items()}, self.step)
+            self._save(parts["average" if self.settings.ema else "trained"], self.step)
         self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
@@ -182,9 +204,9 @@ class _Run:
             return
         about, parts = checkpoint.read_state(folder, PARTS)
         for name, parameter in self.parameters.items():
-            parameter.copy_(parts["trained"][name])
+            sharding.fill(parameter, parts["trained"][name])
         self.average.load(parts["average"])
-        self.optimizer.load_state_dict(parts["optimizer"])
+        sharding.load_optimizer(self.optimizer, parts["optimizer"])
         self.step = about["step"]
         if about["world_size"] != self.context.world_size:
             self.context.note(

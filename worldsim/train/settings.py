@@ -27,6 +27,8 @@ class Training:
         checkpoint_every: steps between saves of ``checkpoint/`` and ``state/``; one is always made at the end.
         log_every: steps between rows of ``metrics.jsonl``.
         gradient_checkpointing: recompute activations instead of keeping them.
+        sharding: ``fsdp2`` cuts weights, gradients and moments over the processes, for models that fit no device whole;
+            ``none`` gives each process the whole model. The results are those of ``none`` up to rounding.
         wandb: None logs to Weights & Biases when it is configured; true or false decides.
         project: its project there.
     """
@@ -45,6 +47,7 @@ class Training:
     checkpoint_every: int = 500
     log_every: int = 10
     gradient_checkpointing: bool = True
+    sharding: Literal["none", "fsdp2"] = "none"
     wandb: bool | None = None
     project: str = "worldsim"
 
