@@ -232,3 +232,19 @@ def test_resized_streams_agree_row_by_row() -> None:
     assert np.abs(frames[0, 0, :, 0].astype(int) - ramp[0, 0, ::2, 0]).max() <= 2  # a ramp stays a ramp
     checks = np.tile((np.indices((64, 128)).sum(0) % 2 * 255).astype(np.uint8)[None, ..., None], (1, 1, 1, 3))
     assert np.ptp(resized(FrameStream.of(checks), 16, 32).read().astype(int)[:, 2:-2, 2:-2]) <= 8  # antialiased: grey
+
+
+def test_a_large_block_has_memory_of_its_own():
+    """What is given back to the system when it is dropped is no part of malloc's arenas: its owner is a mapping."""
+    import mmap
+
+    from worldsim.data.video import LARGE_BLOCK, _own_memory
+
+    block = _own_memory((2, 512, 512, 3))
+    assert (block.shape, block.dtype, block.nbytes > LARGE_BLOCK) == ((2, 512, 512, 3), np.uint8, True)
+    owner = block
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner if isinstance(owner, mmap.mmap) else owner.obj, mmap.mmap)
+    block[:] = 7
+    assert (block == 7).all()
