@@ -36,6 +36,7 @@ from worldsim.world_models._wan_conditioning import check_route
 from worldsim.world_models._wan_geometries import Base, resolve
 from worldsim.world_models._wan_memory import Estimate, estimate
 from worldsim.world_models._wan_net import NetSpec, WanNet
+from worldsim.world_models._wan_routes import find
 from worldsim.world_models._wan_training import FlowLoss
 from worldsim.world_models.wan import TEXT
 
@@ -108,7 +109,7 @@ class Config:
         action_dropout: share of clips whose actions are hidden, so that action guidance exists.
         normalise: ``mean-std``, or ``quantile`` (1 % … 99 % onto -1 … 1).
         route: how actions enter the transformer.
-        hidden: width of the conditioner; that of the transformer when null.
+        hidden: width of the conditioner; the route's own when null (that of the transformer).
         history: given latents of later chunks in a long rollout (1 + 4 (history - 1) frames); the first has one.
         history_noise: given latents get Gaussian noise of a deviation up to this (latents are about unit size), so that
             long rollouts forgive their own errors; 0 is off.
@@ -230,7 +231,7 @@ def _net_spec(config: Config, base: Base, action_dim: int, stride: int) -> NetSp
         action_dim=action_dim,
         rows_per_frame=stride,
         route=config.route,
-        hidden=config.hidden or base.geometry.width,
+        hidden=config.hidden or find(config.route).hidden(base.geometry, action_dim),
         rank=config.lora.rank,
         alpha=config.lora.alpha if config.lora.alpha is not None else float(config.lora.rank),
     )
