@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tests import painted
 from worldsim.core.errors import UserError
 from worldsim.core.types import FrameStream
 from worldsim.data import columns
-from worldsim.data.batches import Clips, cut, normalised, stream_windows
+from worldsim.data.batches import Buckets, Clips, cut, normalised, stream_windows
 from worldsim.data.columns import ColumnSpec
 from worldsim.data.stats import stats_of
 from worldsim.data.transforms import Cover, Normalize
@@ -101,3 +103,32 @@ def test_too_short_episodes_are_named():
     with pytest.raises(UserError, match="the longest has 8"):
         cut({"a": 5, "b": 8}, WindowSpec(9))
     assert cut({"a": 5, "b": 9}, WindowSpec(9)) == {9: {"b": [0]}}
+
+
+def test_short_episodes_give_the_longest_clips_they_hold(tmp_path):
+    spec = WindowSpec(frames=13, stride=2, hop=3, delay=1)  # spans of 25, 17 and 9 source frames, after frame 1
+    lengths = {"long": 30, "nine": 18, "whole": 26, "five": 10, "short": 9}
+    assert cut(lengths, spec) == {13: {"long": [1, 4], "whole": [1]}}
+    buckets = cut(lengths, spec, range(5, 13, 4))
+    assert buckets == {13: {"long": [1, 4], "whole": [1]}, 9: {"nine": [1]}, 5: {"five": [1]}}
+    assert list(buckets) == [13, 9, 5]
+    with pytest.raises(UserError, match="10 source frames that clips of 5 frames need"):
+        cut({"short": 9}, spec, range(5, 13, 4))
+
+
+def test_batches_of_a_bucket_are_of_one_length_and_read_their_own_clips():
+    """Clips are numbered through the buckets; the actions of each say which episode and row they are."""
+    spec = WindowSpec(frames=9, stride=1, hop=2)
+    lengths = {"a": 12, "b": 6, "c": 9}
+    actions = {name: (100 * k + np.arange(n, dtype=np.float32))[:, None] for k, (name, n) in enumerate(lengths.items())}
+    cuts = cut(lengths, spec, (5,))
+    buckets = Buckets([Clips(replace(spec, frames=f), starts, actions) for f, starts in cuts.items()])
+    assert (buckets.counts, len(buckets), buckets.episodes) == ([3, 1], 4, ["a", "b", "c"])
+    seen = {}
+    for number in range(len(buckets)):
+        got = buckets.batch(np.array([number]))["actions"]
+        seen[int(got[0, 0, 0, 0])] = got.shape
+    assert seen == {0: (1, 8, 1, 1), 2: (1, 8, 1, 1), 200: (1, 8, 1, 1), 100: (1, 4, 1, 1)}
+    assert buckets.batch(np.array([2, 0]))["actions"].shape == (2, 8, 1, 1)
+    with pytest.raises(ValueError, match="several buckets"):
+        buckets.batch(np.array([0, 3]))
