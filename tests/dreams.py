@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from tests import painted
+from worldsim.commands import eval_video, infer
 from worldsim.core import registry
-from worldsim.core.types import ActionSpec
+from worldsim.core.config import build, load_recipe
+from worldsim.core.runs import RunContext
+from worldsim.core.types import ActionSpec, Result
 
 
 def write_painted(folder: Path, num_episodes: int = 6, num_frames: int = 14, size: tuple[int, int] = (64, 128), **options):
@@ -64,3 +67,23 @@ class Noisy:
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """A codec of five bits per channel."""
         return frames & 0xF8 | 4
+
+
+def run_infer(
+    out: Path, data: Path, model: str = "echo", recipe: str = "smoke", seed: int = 0, **values
+) -> tuple[Result, RunContext]:
+    return _run(infer, "infer", out, data, model, recipe, seed, values)
+
+
+def run_eval(
+    out: Path, data: Path, model: str = "echo", recipe: str = "smoke", seed: int = 0, **values
+) -> tuple[Result, RunContext]:
+    return _run(eval_video, "eval-video", out, data, model, recipe, seed, values)
+
+
+def _run(module, command, out, data, model, recipe, seed, values):
+    _, base = load_recipe(command, recipe)
+    config = build(module.Config, {**base, "data": str(data), "model": model, "max_episodes": None, **values})
+    out.mkdir(parents=True, exist_ok=True)
+    context = RunContext(command, out, seed=seed)
+    return module.run(config, context), context

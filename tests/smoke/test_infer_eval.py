@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from tests import dreams, painted
+from tests.dreams import run_eval, run_infer
 from worldsim.commands import eval_video, infer
-from worldsim.core.config import build, load_recipe
 from worldsim.core.errors import PartialResult, UserError
-from worldsim.core.runs import RunContext
 from worldsim.core.types import ActionSpec
 from worldsim.data.predictions import load
 from worldsim.data.video import open_stream
@@ -24,36 +23,6 @@ from worldsim.formats import open_dataset
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dreams.write_painted(tmp_path_factory.mktemp("painted") / "data", 6, 14)
-
-
-@pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Name -> model, in the place of run folders."""
-    known: dict = {"noisy": dreams.Noisy(), "echo": dreams.Echo()}
-    from worldsim.world_models import load as real
-
-    def pick(name: str, device: str):
-        return known[name] if name in known else real(name, device)
-
-    monkeypatch.setattr(infer, "load", pick)
-    monkeypatch.setattr(eval_video, "load_model", pick)
-    return known
-
-
-def run_infer(out: Path, data: Path, model: str = "echo", recipe: str = "smoke", seed: int = 0, **values):
-    return _run(infer, "infer", out, data, model, recipe, seed, values)
-
-
-def run_eval(out: Path, data: Path, model: str = "echo", recipe: str = "smoke", seed: int = 0, **values):
-    return _run(eval_video, "eval-video", out, data, model, recipe, seed, values)
-
-
-def _run(module, command, out, data, model, recipe, seed, values):
-    _, base = load_recipe(command, recipe)
-    config = build(module.Config, {**base, "data": str(data), "model": model, "max_episodes": None, **values})
-    out.mkdir(parents=True, exist_ok=True)
-    context = RunContext(command, out, seed=seed)
-    return module.run(config, context), context
 
 
 def payload(folder: Path) -> dict[str, bytes]:
@@ -245,7 +214,7 @@ def test_actions_per_episode_from_one_file(tmp_path, data, models) -> None:
         ({"frames": 200}, "none holds frame 0 and 200 more"),
         ({"fps": 3.0}, "does not divide"),
         ({"actions": "nowhere.npy"}, "no such file"),
-        ({"actions": "policy:nobody"}, "no policie named 'nobody'|no policy named 'nobody'"),
+        ({"actions": "policy:nobody"}, "no such policy and no such folder"),
     ],
 )
 def test_wrong_values_are_one_sentence(tmp_path, data, models, values, sentence) -> None:

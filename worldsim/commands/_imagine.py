@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from worldsim.commands import _policy_actions
 from worldsim.commands._action_file import ActionFile
-from worldsim.core import registry
+from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
 from worldsim.core.console import progress
-from worldsim.core.errors import BadEpisode, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.protocols import EpisodeSource, WorldModel
 from worldsim.core.types import DatasetCard, Episode
 from worldsim.data import columns, scenes
+from worldsim.data.cameras import JOIN, require_cameras
 from worldsim.data.predictions import Prediction, file_names
 from worldsim.data.scenes import Scene, SceneSpec
 from worldsim.data.windows import stride_for
@@ -48,12 +50,17 @@ class Order:
 
 @dataclass(frozen=True)
 class Planned:
-    """A scene that will be imagined: what is known before a frame is decoded."""
+    """A scene that will be imagined: what is known before a frame is decoded.
+
+    Attributes:
+        actions: ``[n, r, A]``; nothing yet (zeros) where a policy acts in the dream, which begins with ``start``.
+    """
 
     index: int
     episode: str
     stride: int
     actions: np.ndarray
+    start: Start | None = None
 
 
 @dataclass
@@ -76,11 +83,17 @@ class Studio:
     """A model, a dataset and an order. ``agenda`` first, then ``batches``.
 
     Args:
-        source: the opened dataset. seed: the run's. note: where remarks for the user go.
+        source: the opened dataset. seed: the run's. note: where remarks for the user go. device: of a policy's network.
     """
 
     def __init__(
-        self, order: Order, model: WorldModel, source: EpisodeSource, seed: int, note: Callable[[str], None]
+        self,
+        order: Order,
+        model: WorldModel,
+        source: EpisodeSource,
+        seed: int,
+        note: Callable[[str], None],
+        device: str = "cpu",
     ) -> None:
         self.order, self.model, self.source, self.seed, self.note = order, model, source, seed, note
         self.needs = needs(model)
@@ -93,9 +106,9 @@ class Studio:
             size=(self.needs.height, self.needs.width) if self.needs.height else None,
         )
         self.fps = _rate(self.needs, order.fps)
-        self.file = _action_file(order)
-        self.column = self._column()
         _require_actions(self.needs, source.card, order)
+        self.actor = self._actor(device)
+        self.column = self._column()
         if isinstance(model, SupportsSampling):
             model.set_sampling(order.steps, order.guidance)
 
@@ -119,16 +132,22 @@ class Studio:
 
     def _plan_one(self, episode: Episode, index: int, out: Agenda) -> None:
         stride = stride_for(episode.fps, self.fps)
-        if self.file is not None:
-            if self.spec.first() >= episode.num_frames:
-                out.too_short.append(episode.id)
-                return
-            out.scenes.append(Planned(index, episode.id, stride, self.file.of(episode.id, self.order.frames, stride)))
-        elif not self.spec.fits(episode.num_frames, stride):
+        begins = self.spec.delay <= self.spec.first() < episode.num_frames
+        if not (begins if self.actor is not None else self.spec.fits(episode.num_frames, stride)):
             out.too_short.append(episode.id)
-        else:
-            actions = scenes.actions(self._rows(episode), self.spec, stride, episode.num_frames, episode.id)
-            out.scenes.append(Planned(index, episode.id, stride, actions))
+            return
+        start = Start.of(episode, self.spec, stride) if isinstance(self.actor, ClosedLoop) else None
+        out.scenes.append(Planned(index, episode.id, stride, self._actions(episode, stride), start))
+
+    def _actions(self, episode: Episode, stride: int) -> np.ndarray:
+        """The rows that will drive the model, ``[n, r, A]``, as far as they are known beforehand."""
+        if self.actor is None:
+            return scenes.actions(self._rows(episode), self.spec, stride, episode.num_frames, episode.id)
+        if isinstance(self.actor, ActionFile):
+            return self.actor.of(episode.id, self.order.frames, stride)
+        if isinstance(self.actor, OpenLoop):
+            return self.actor.of(episode, self.spec, stride)
+        return np.zeros((self.order.frames, stride, 0), np.float32)
 
     def _report(self, out: Agenda, trained_on: list[str]) -> None:
         """Say who was left out, and whether scores would be those of training episodes."""
@@ -193,7 +212,10 @@ class Studio:
     def _rollouts(self, pairs: list[tuple[Planned, Scene]], others: dict[str, list[Planned]]) -> list[Prediction]:
         """The model's answers to its own and to other episodes' actions, from the same noise."""
         batch = [scene for _, scene in pairs]
-        own = self._rollout(batch, [scene.actions for scene in batch], self.order.num_samples)
+        if isinstance(self.actor, ClosedLoop):
+            own, batch = self._live(self.actor, pairs)
+        else:
+            own = self._rollout(batch, [scene.actions for scene in batch], self.order.num_samples)
         count = min(len(others[scene.episode]) for scene in batch)
         swapped = []
         for number in range(count):
@@ -223,21 +245,38 @@ class Studio:
             out.append(prediction)
         return out
 
+    def _live(self, actor: ClosedLoop, pairs: list[tuple[Planned, Scene]]) -> tuple[np.ndarray, list[Scene]]:
+        """Frames ``[B, 1, n, H, W, 3]`` of a policy acting in the dream, and the scenes with the actions that it chose."""
+        batch, stride = [scene for _, scene in pairs], pairs[0][0].stride
+        starts = [planned.start for planned, _ in pairs if planned.start is not None]
+
+        def imagine(context: np.ndarray, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
+            return self._answers(batch, context, rows, 1, seeds)[:, 0]
+
+        frames, rows = actor.drive(batch, starts, self.order.frames, stride, imagine)
+        return frames[:, None], [replace(scene, actions=own) for scene, own in zip(batch, rows)]
+
     def _rollout(self, batch: list[Scene], actions: list[np.ndarray], samples: int) -> np.ndarray:
+        """uint8 ``[B, N, n, H, W, 3]``."""
+        context = np.stack([scene.context for scene in batch])
+        seeds = [scenes.scene_seed(self.seed, scene.episode, scene.frame_index) for scene in batch]
+        return self._answers(batch, context, np.stack(actions), samples, seeds)
+
+    def _answers(
+        self, batch: list[Scene], context: np.ndarray, actions: np.ndarray, samples: int, seeds: list[int]
+    ) -> np.ndarray:
         """uint8 ``[B, N, n, H, W, 3]``; anything else is a defect of the model."""
         if isinstance(self.model, SupportsInstructions):
             self.model.set_instructions([scene.instruction for scene in batch])
-        context = np.stack([scene.context for scene in batch])
-        seeds = [scenes.scene_seed(self.seed, scene.episode, scene.frame_index) for scene in batch]
-        out = np.asarray(self.model.rollout(context, np.stack(actions), num_samples=samples, seeds=seeds))
-        expected = (len(batch), samples, self.order.frames, *context.shape[2:])
+        out = np.asarray(self.model.rollout(context, actions, num_samples=samples, seeds=seeds))
+        expected = (len(batch), samples, actions.shape[1], *context.shape[2:])
         if out.shape != expected or out.dtype != np.uint8:
             raise TypeError(f"{type(self.model).__name__}.rollout gave {out.dtype} {out.shape} instead of uint8 {expected}")
         return out
 
     def _cut(self, planned: Planned) -> Scene:
         episode = self.source.episode(planned.index)
-        return scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.file is None)
+        return scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.actor is None)
 
     def _rows(self, episode: Episode) -> np.ndarray | None:
         """The rows that drive the model: the dataset's own, or a column's."""
@@ -250,7 +289,7 @@ class Studio:
         return episode.actions
 
     def _column(self) -> columns.Column | None:
-        if self.needs.action_column == "raw" or self.file is not None:
+        if self.needs.action_column == "raw" or self.actor is not None:
             return None
         root = Path(self.order.columns) if self.order.columns else self.order.data
         name = self.needs.action_column.partition("@")[0]
@@ -264,36 +303,47 @@ class Studio:
             if not card.camera_names:
                 raise UserError(f"{self.order.data} has no camera", "worldsim doctor DATA")
             return card.camera_names[0]
-        if wanted not in card.camera_names:
-            whose = "" if self.order.camera else " that the model was trained on"
-            raise UserError(
-                f"{self.order.data} has no camera '{wanted}'{whose}{did_you_mean(wanted, card.camera_names)}",
-                f"worldsim infer {self.order.data} --set camera={card.camera_names[0]}",
-            )
+        wanted = JOIN.join(name.strip() for name in wanted.split(",")) if wanted not in card.camera_names else wanted
+        whose = "" if self.order.camera else ", on which the model was trained: it"
+        first = f"worldsim infer {self.order.data} --set camera={next(iter(card.camera_names), 'NAME')}"
+        require_cameras(wanted, card.camera_names, f"{self.order.data}{whose}", first)
         return wanted
+
+    def _actor(self, device: str) -> ActionFile | OpenLoop | ClosedLoop | None:
+        """Who chooses the actions; None leaves them to the dataset."""
+        order = self.order
+        if order.actions == "dataset":
+            return None
+        if not order.actions.startswith(_policy_actions.PREFIX):
+            return ActionFile.read(Path(order.actions))
+        actor = _policy_actions.make(order.actions, self.source, self.spec, self.seed, device, self.note)
+        live = isinstance(actor, ClosedLoop)
+        for key, value, least in (("permutations", order.permutations, 0), ("num_samples", order.num_samples, 1)):
+            if live and value > least:
+                raise UserError(
+                    f"{key} = {value}: a policy that acts in the dream answers each future with other actions",
+                    f"worldsim infer {order.data} --actions {order.actions} --set {key}={least} --seed 1",
+                )
+        how = "acts on the imagined frames" if live else "looks at nothing and is asked beforehand"
+        self.note(f"the actions are those of {order.actions}, which {how}; there is no true video of them")
+        return actor
 
 
 def _require_actions(wants: Needs, card: DatasetCard, order: Order) -> None:
-    """The dataset's actions must mean what the model was trained on."""
+    """The dataset's actions must mean what the model was trained on; a policy chooses such rows too."""
+    policy = order.actions.startswith(_policy_actions.PREFIX)
+    if policy and wants.action_column != "raw":
+        raise UserError(
+            f"--actions {order.actions}: a policy chooses actions, and the model is driven by the latents "
+            f"'{wants.action_column}'",
+            f"worldsim infer {order.data} --actions dataset",
+        )
     if wants.action_spec is None or wants.action_column != "raw":
         return
-    if order.actions == "dataset":
+    if order.actions == "dataset" or policy:
         if card.actions is None:
             raise UserError(f"{order.data} has no actions, and the model needs {wants.action_spec.dim} numbers per step")
         wants.action_spec.require(card.actions, mine="the model", theirs=str(order.data))
-
-
-def _action_file(order: Order) -> ActionFile | None:
-    if order.actions == "dataset":
-        return None
-    if order.actions.startswith("policy:"):
-        registry.get("policies", order.actions.removeprefix("policy:"))
-        raise UserError(
-            f"--actions {order.actions}: a policy acts on observations that change with what it does; infer imagines "
-            "from actions that are known beforehand",
-            f"worldsim infer {order.data} --actions dataset",
-        )
-    return ActionFile.read(Path(order.actions))
 
 
 def _rate(wants: Needs, fps: float | None) -> float | None:

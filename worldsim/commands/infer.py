@@ -36,7 +36,9 @@ class Config:
         episodes: ``held-out`` (also when null), a part of the split (``train``, ``all``), ``0:16``, or ids ``a,b``.
         max_episodes: at most this many, in the source's order.
         camera: the model's own when null, else the dataset's first by name.
-        actions: ``dataset``, or a file of rows in physical units (.npy, .csv, or .npz with one array per episode).
+        actions: ``dataset``; a file of rows in physical units (.npy, .csv, or .npz with one array per episode); or
+            ``policy:NAME[,key=value]``: a scripted policy that needs no simulator (``random``, ``sine``), or a folder with a
+            LeRobot policy, which acts on the imagined frames.
         columns: where columns lie when DATA is read-only.
         frames: n, frames to imagine after the given one: exactly as many as action steps.
         start: the given frame; the first one that has all its actions when null.
@@ -100,7 +102,7 @@ def run(config: Config, context: RunContext) -> Result:
     context.inputs |= {"data": str(order.data), **({"model": config.model} if Path(config.model).exists() else {})}
     source = open_dataset(order.data)
     try:
-        studio = Studio(order, load(config.model, context.device), source, context.seed, context.note)
+        studio = Studio(order, load(config.model, context.device), source, context.seed, context.note, context.device)
         agenda = studio.agenda()
         folder = Folder(context.out, config.save_frames, agenda.names, studio.spec.first())
         for prediction in studio.batches(agenda, folder.has):

@@ -64,7 +64,12 @@ class _Boxed:
     Args:
         noise: standard deviation of smooth noise added to every action, as a part of half the action range.
         rate: how fast the noise forgets, 0..1 per step.
+
+    Attributes:
+        blind: whether it reads nothing of what it observes, so that its actions can be known beforehand.
     """
+
+    blind = False
 
     def __init__(self, env: Environment, *, noise: float = 0.0, rate: float = 0.25) -> None:
         self.env, self.noise = env, noise
@@ -92,6 +97,8 @@ class _Boxed:
 class Random(_Boxed):
     """Ornstein-Uhlenbeck noise around the middle of the action box: smooth, aimless, covers the space."""
 
+    blind = True
+
     def __init__(self, env: Environment, *, noise: float = 0.5, rate: float = 0.25) -> None:
         super().__init__(env, noise=noise, rate=rate)
 
@@ -101,6 +108,8 @@ class Random(_Boxed):
 
 class Sine(_Boxed):
     """One slow sine wave per action entry, with its own period (2 to 6 s) and phase: a robot's first movement test."""
+
+    blind = True
 
     def begin(self) -> None:
         self.step = 0
