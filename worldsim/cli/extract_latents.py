@@ -16,7 +16,21 @@ def add(app: typer.Typer) -> None:
         extractor: Annotated[
             str | None, typer.Option(metavar="NAME", help="Which latent actions; see models list.")
         ] = None,
+        policy: Annotated[
+            str | None, typer.Option(metavar="REPO|DIR", help="The LeRobot policy whose latents are taken.")
+        ] = None,
+        checkpoint: Annotated[str | None, typer.Option(metavar="RUN", help="Run of a latent-action model.")] = None,
+        mode: Annotated[
+            str | None, typer.Option(metavar="chunk|frame", help="Observe once per executed chunk, or at every frame.")
+        ] = None,
         columns: Annotated[str | None, typer.Option(metavar="DIR", help="Where columns go when DATA is read-only.")] = None,
     ) -> dict[str, Any]:
         """Extract latent actions for every episode, as a memory-mapped column."""
-        return {"data": data, "extractor": extractor, "columns": columns}
+        return {
+            "data": data,
+            "extractor": extractor,
+            "policy": policy,
+            "checkpoint": checkpoint,
+            "mode": mode,
+            "columns": columns,
+        }

@@ -8,15 +8,15 @@ from typing import Literal
 from worldsim.core.errors import UserError
 
 
-def cached_dataset(repo: str, revision: str | None = None) -> Path | None:
-    """Where the Hub's cache holds a dataset already; None when it does not. Contacts nothing."""
+def cached(repo: str, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Path | None:
+    """Where the Hub's cache holds a repository already; None when it does not. Contacts nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))
     except HFValidationError as error:
-        raise _no_name(repo) from error
+        raise _no_name(repo, kind) from error
     except LocalEntryNotFoundError:
         return None
 
@@ -33,7 +33,7 @@ def download(repo: str, revision: str | None = None, kind: Literal["dataset", "m
     try:
         return Path(snapshot_download(repo, repo_type=kind, revision=revision))
     except errors.HFValidationError as error:
-        raise _no_name(repo) from error
+        raise _no_name(repo, kind) from error
     except errors.GatedRepoError as error:
         raise UserError(f"the Hub {kind} {repo} needs its authors' permission", "hf auth login") from error
     except errors.RevisionNotFoundError as error:
@@ -46,7 +46,9 @@ def download(repo: str, revision: str | None = None, kind: Literal["dataset", "m
         raise _unreachable(repo, kind) from error
 
 
-def _no_name(repo: str) -> UserError:
+def _no_name(repo: str, kind: str) -> UserError:
+    if kind == "model":
+        return UserError(f"{repo} is no model name of the form owner/name on the Hub")
     return UserError(f"--hf-dataset {repo} is no dataset name of the form owner/name", "worldsim convert --hf-dataset a/b")
 
 

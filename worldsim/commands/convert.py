@@ -287,9 +287,9 @@ def _locate(config: Config) -> Path:
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:
     """What a run would read and write, without reading a frame. ``bytes`` is the uncompressed size of the frames."""
     if config.hf_dataset is not None and config.source is None:
-        from worldsim.commands._hub import cached_dataset
+        from worldsim.commands._hub import cached
 
-        folder = cached_dataset(config.hf_dataset, config.revision)
+        folder = cached(config.hf_dataset, config.revision)
         if folder is None:
             return {"source": config.hf_dataset, "download": "needed before episodes can be counted", "to": config.to}
     else:

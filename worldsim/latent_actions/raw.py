@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.registry import register
 from worldsim.core.types import ActionSpec, DatasetCard, Episode
 from worldsim.data.windows import require_rows
+from worldsim.latent_actions import Options
 
 CARD = {"title": "Recorded actions, as they are", "source": "worldsim", "size": "no weights", "license": "Apache-2.0"}
 
@@ -18,17 +19,23 @@ CARD = {"title": "Recorded actions, as they are", "source": "worldsim", "size": 
 class Raw:
     """Gives each episode's own action rows, in the source's dtype."""
 
+    READS_POLICY: ClassVar[bool] = False
+
     @classmethod
-    def create(cls, policy: str | None, checkpoint: str | None, device: str) -> Raw:
+    def create(cls, policy: str | None, checkpoint: str | None, device: str, options: Options | None = None) -> Raw:
         """
         Raises:
-            UserError: a policy or checkpoint was named; recorded actions come from neither.
+            UserError: a policy, a checkpoint or a policy's option was named; recorded actions come from none.
         """
-        if policy is not None or checkpoint is not None:
-            given = "policy" if policy is not None else "checkpoint"
-            raise UserError(
-                f"{given} = {policy or checkpoint}: the extractor 'raw' reads the recorded actions and no weights"
-            )
+        options = options or Options()
+        frame = options.mode if options.mode != "chunk" else None
+        given = {"policy": policy, "checkpoint": checkpoint, "mode": frame, "compat": options.compat}
+        for key, value in given.items():
+            if value is not None:
+                raise UserError(
+                    f"{key} = {value}: the extractor 'raw' reads the recorded actions and no weights",
+                    "worldsim extract-latents DATA --extractor act --policy DIR",
+                )
         return cls()
 
     def params(self) -> dict[str, Any]:

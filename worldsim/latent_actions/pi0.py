@@ -1,0 +1,47 @@
+"""pi0's action expert, the numbers that its action projection turns into the flow's velocity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+
+from worldsim.core.registry import register
+from worldsim.latent_actions import Options, _twins
+from worldsim.latent_actions._bridge import bridged, renamed
+from worldsim.latent_actions._policy import PolicyLatents, draw
+
+CARD = {
+    "title": "Latents of a LeRobot pi0 policy: input of model.action_out_proj at the last flow step",
+    "source": "https://arxiv.org/abs/2410.24164 (policy); WorldEval's Policy2Vec, https://arxiv.org/abs/2505.19017",
+    "size": "the policy's own folder (14 GB), and PaliGemma's tokenizer",
+    "license": "Apache-2.0; the weights follow Gemma's terms",
+}
+
+
+@register("latent_actions")
+class Pi0(PolicyLatents):
+    """``[T, expert width]``, 1024 for the published policy."""
+
+    KIND, HEAD = "pi0", "model.action_out_proj"
+    SAMPLES, FIXED_SIZE, NEEDS_TEXT = True, False, True
+
+    def rename_keys(self, policy: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Names of openpi's own files become LeRobot's, by LeRobot's own table, and fit the installed transformers."""
+        fixed = policy._fix_pytorch_state_dict_keys(weights, policy.config)
+        whole = {key if key.startswith("model.") else f"model.{key}": value for key, value in fixed.items()}
+        return renamed(policy.state_dict(), whole)
+
+    def predict(self, batch: dict[str, Any], generators: list[torch.Generator]) -> torch.Tensor:
+        with bridged():
+            return super().predict(batch, generators)
+
+    def noise(self, generators: list[torch.Generator]) -> Mapping[str, Any]:
+        config = self.loaded.policy.config
+        return {"noise": draw(generators, (config.chunk_size, config.max_action_dim), self.device)}
+
+    @classmethod
+    def tiny(cls) -> Self:
+        checkpoint, loaded = _twins.pi0()
+        return cls(checkpoint, "cpu", Options(), loaded)
