@@ -141,6 +141,16 @@ def test_action_tokens_need_places():
         net(**{**inputs, "text": inputs["text"][:, :2]})
 
 
+@torch.no_grad()
+def test_a_model_without_text_has_places_all_the_same():
+    """Its text is one token of zeros; before training the longer row of zeros reads the same."""
+    net, inputs = make_net("tiny-t2v", "tokens"), make_inputs(make_net("tiny-t2v"))
+    silent = {**inputs, "text": torch.zeros(B, 1, 32)}
+    assert torch.allclose(net(**silent), make_net("tiny-t2v", "adaln")(**silent), atol=1e-6)
+    moved = make_net("tiny-t2v", "tokens", moved=True)
+    assert not torch.allclose(moved(**silent), moved(**{**silent, "actions": inputs["actions"].flip(1)}), atol=1e-4)
+
+
 @pytest.mark.parametrize("action_dim", [3, 499, 500, 512])
 @torch.no_grad()
 def test_pooled_context_is_the_references_formula(action_dim):

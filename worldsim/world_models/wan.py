@@ -79,15 +79,19 @@ class Wan:
         folder = Path(folder)
         folder = folder if (folder / checkpoint.CARD).exists() else folder / "checkpoint"
         card = WanCard.read(folder / checkpoint.CARD)
-        base = resolve(card.base["model"], card.base["revision"])
         path = folder / checkpoint.WEIGHTS
-        tensors = checkpoint.read_weights(path)
-        texts = {name.removeprefix(TEXT): tensors.pop(name) for name in list(tensors) if name.startswith(TEXT)}
+        return cls.of(card, checkpoint.read_weights(path), str(path), device, merge)
+
+    @classmethod
+    def of(cls, card: WanCard, tensors: dict[str, Tensor], source: str, device: str, merge: bool = False) -> Wan:
+        """From a card and what training left (LoRA, conditioner, prompts); ``source`` is named in errors."""
+        base = resolve(card.base["model"], card.base["revision"])
+        texts = {name.removeprefix(TEXT): tensor for name, tensor in tensors.items() if name.startswith(TEXT)}
         if texts.keys() != set(card.prompts.values()):
-            raise UserError(f"{path} and {folder / checkpoint.CARD} disagree about their prompts")
+            raise UserError(f"{source} and its {checkpoint.CARD} disagree about their prompts")
         dtype = torch.bfloat16 if device == "cuda" and card.net.rank else torch.float32
         net = WanNet(base.transformer(dtype), base.geometry, card.net)
-        net.load_trained(tensors, str(path))
+        net.load_trained({name: tensor for name, tensor in tensors.items() if not name.startswith(TEXT)}, source)
         if merge:
             net.merge()
         return cls(net, card, base, texts, device)
@@ -120,7 +124,11 @@ class Wan:
     @classmethod
     def rollout_memory(cls, folder: Path, batch: int) -> float:
         """GiB of accelerator memory that rollouts of ``batch`` clips need, from ``card.json`` alone."""
-        card = WanCard.read(folder / checkpoint.CARD)
+        return cls.memory_of(WanCard.read(folder / checkpoint.CARD), batch)
+
+    @staticmethod
+    def memory_of(card: WanCard, batch: int) -> float:
+        """GiB, as :meth:`rollout_memory`."""
         geometry = resolve(card.base["model"], card.base["revision"]).geometry
         grid = (card.height // geometry.multiple) * (card.width // geometry.multiple)
         tokens = latent_count(card.frames) * grid

@@ -35,6 +35,8 @@ def attach(transformer: WanTransformer3DModel, injection: Injection) -> None:
         Adding to zeros replaces them; a prompt so long that it reaches there keeps its words.
         """
         text, vectors = inputs[0], injection.now
+        if text.shape[1] == 1:  # a model without text: a row of equal zeros reads like the one that it always gets
+            text = text.expand(-1, vectors.shape[1], -1)
         places, count = text.shape[1], vectors.shape[1]
         if count > places:
             raise UserError(
