@@ -9,7 +9,7 @@ import pytest
 
 from worldsim.core.config import config
 from worldsim.core.errors import UserError
-from worldsim.core.runs import RunContext, claim, write_provenance, write_result
+from worldsim.core.runs import RunContext, claim, content_digest, write_provenance, write_result
 
 
 @config
@@ -92,3 +92,41 @@ def test_provenance_names_inputs_by_content(tmp_path: Path) -> None:
     (data / "x").write_text("2")
     write_provenance(context, Work())
     assert first != (tmp_path / "provenance.json").read_text()
+
+
+def test_results_are_not_mixed_with_those_of_other_data(tmp_path: Path) -> None:
+    """Nothing made yet: new data are taken. Something made: refused. Done: said to be done only while the data stay."""
+    out, data = tmp_path / "run", tmp_path / "data"
+    (data / "columns").mkdir(parents=True)
+    (data / "x").write_text("1")
+    claim(out, "train", Work(), 0)
+    RunContext("train", out).reads("data", data)
+    (data / "x").write_text("2")
+    context = RunContext("train", out)
+    context.reads("data", data)
+    (out / "payload").write_text("made of 2")
+    RunContext("train", out).reads("data", data)
+    (data / "x").write_text("3")
+    with pytest.raises(UserError, match=f"{data} has changed since {out} was made from it"):
+        RunContext("train", out).reads("data", data)
+    write_provenance(context, Work())  # says what was read at the beginning, not what is there at the end
+    write_result(context, "done", {}, 0.1)
+    with pytest.raises(UserError, match="has changed since"):
+        claim(out, "train", Work(), 0)
+    (data / "x").write_text("2")
+    (data / "columns" / "derived.npy").write_text("new")
+    assert claim(out, "train", Work(), 0) is not None
+
+
+def test_a_run_is_read_by_its_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "model"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "checkpoint" / "w").write_text("1")
+    digest = content_digest(run)
+    (run / "metrics.jsonl").write_text("{}")
+    (run / "films").mkdir()
+    (run / "films" / "a.mp4").write_text("x")
+    assert content_digest(run) == digest
+    (run / "checkpoint" / "w").write_text("2")
+    assert content_digest(run) != digest
+    assert content_digest(tmp_path / "absent") is None

@@ -99,7 +99,9 @@ def run(config: Config, context: RunContext) -> Result:
         PartialResult: more than ``max_rejected`` episodes could not be decoded; the others are finished.
     """
     order = order_of(config)
-    context.inputs |= {"data": str(order.data), **({"model": config.model} if Path(config.model).exists() else {})}
+    context.reads("data", order.data)
+    if Path(config.model).exists():
+        context.reads("model", Path(config.model))
     source = open_dataset(order.data)
     try:
         studio = Studio(order, load(config.model, context.device), source, context.seed, context.note, context.device)

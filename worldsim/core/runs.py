@@ -16,7 +16,7 @@ import yaml
 from worldsim import __version__
 from worldsim.core.config import fingerprint, to_values, to_yaml
 from worldsim.core.errors import UserError
-from worldsim.core.files import file_digest, folder_digest, read_json, write_json, write_text
+from worldsim.core.files import TEMPORARY, file_digest, folder_digest, read_json, write_json, write_text
 
 VOLATILE = ("config.yaml", "result.json", "provenance.json", "metrics.jsonl")
 PROVENANCE = "provenance.json"
@@ -61,7 +61,7 @@ class RunContext:
         self.inputs[name], self.fingerprints[name] = str(path), content_digest(path)
         file = self.out / PROVENANCE
         known = read_json(file) if file.exists() else {}
-        if any(p.name not in VOLATILE for p in self.out.iterdir()):
+        if any(p.name not in VOLATILE and not p.name.startswith(TEMPORARY) for p in self.out.iterdir()):
             _refuse_changed(self.out, self.command, known.get("inputs", {}).get(name), self.fingerprints[name])
         if self.rank == 0:
             record = {"path": str(path), "fingerprint": self.fingerprints[name]}
