@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from worldsim.core.errors import UserError
