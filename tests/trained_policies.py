@@ -84,6 +84,6 @@ def as_lerobot_loads(folder: Path) -> tuple[Any, Any, Any]:
 
 def observation(images: Any, states: Any) -> dict[str, Any]:
     """Frames uint8 ``[…, H, W, 3]`` and states ``[…, S]`` as LeRobot hands them to a pre-processor."""
-    pictures = torch.from_numpy(images).movedim(-1, -3).float() / 255
+    pictures = torch.from_numpy(images).movedim(-1, -3).contiguous().float() / 255
     state = torch.from_numpy(states).float()
     return {"observation.images.top": pictures, "observation.state": state, "task": ["push"] * len(state)}

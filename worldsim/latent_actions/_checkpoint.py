@@ -15,8 +15,8 @@ from worldsim.core.files import file_digest, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PIPELINES = ("policy_preprocessor.json", "policy_postprocessor.json")
-NESTED = ("pretrained_model", "checkpoints/last/pretrained_model")
-"""Where lerobot-train leaves the policy inside its own output folders."""
+NESTED = ("pretrained_model", "checkpoints/last/pretrained_model", "checkpoints/*/pretrained_model")
+"""Where lerobot-train leaves the policy inside its own output folders, best first; of several the highest step."""
 OLD_NORMALISATION = ("normalize_inputs.", "unnormalize_outputs.", "normalize_targets.")
 """Prefixes of the buffers in which LeRobot before 0.4 kept a policy's normalisation.
 
@@ -86,7 +86,7 @@ def find(policy: str) -> Path:
         UserError: there is none.
     """
     root = Path(policy)
-    for folder in (root, *(root / inner for inner in NESTED)):
+    for folder in (root, *(path for inner in NESTED for path in sorted(root.glob(inner), reverse=True))):
         if (folder / CONFIG).is_file():
             return folder
     what = f"holds no {CONFIG}" if root.is_dir() else "is no folder"

@@ -143,4 +143,4 @@ def _images(episode: Episode, camera: str, rows: np.ndarray) -> Tensor:
     """Frames ``rows`` (``[B, n]``) of a camera as float32 ``[B, n, 3, H, W]`` in 0..1; each is decoded once."""
     unique, at = np.unique(rows, return_inverse=True)
     frames = torch.from_numpy(episode.frames[camera].rows(unique)).permute(0, 3, 1, 2)
-    return (frames.to(torch.float32) / 255)[torch.from_numpy(at.reshape(rows.shape))]
+    return (frames.to(torch.float32) / 255).contiguous()[torch.from_numpy(at.reshape(rows.shape))]
