@@ -20,6 +20,7 @@ from worldsim.core.errors import UserError, did_you_mean
 from worldsim.core.files import read_json
 from worldsim.core.protocols import WorldModel
 from worldsim.core.types import ActionSpec
+from worldsim.world_models import _worldeval_files
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 
@@ -64,6 +65,8 @@ class Needs:
         action_delay: rows between a command and its effect in training (optional attribute ``action_delay``).
         action_column: ``raw`` for the dataset's own rows, else the latent actions it was trained on, as ``plugin`` or
             ``plugin@fingerprint`` of the column kind ``actions`` (optional attribute ``action_column``).
+        teacher_forced: whether its action rows have seen the true frames that it is to imagine (optional attribute).
+        train_episodes: ids of the episodes that it was trained on (optional attribute); empty where it does not say.
     """
 
     height: int
@@ -74,6 +77,8 @@ class Needs:
     camera: str | None
     action_delay: int
     action_column: str
+    teacher_forced: bool = False
+    train_episodes: tuple[str, ...] = ()
 
 
 def needs(model: WorldModel) -> Needs:
@@ -87,6 +92,8 @@ def needs(model: WorldModel) -> Needs:
         camera=getattr(model, "camera", None),
         action_delay=getattr(model, "action_delay", 0),
         action_column=getattr(model, "action_column", None) or "raw",
+        teacher_forced=bool(getattr(model, "teacher_forced", False)),
+        train_episodes=tuple(getattr(model, "train_episodes", ())),
     )
 
 
@@ -94,7 +101,8 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     """A world model by registered name (those that need no weights, such as ``copy``) or from a run folder.
 
     A run folder resolves to its ``checkpoint/``, which holds ``card.json`` (its key ``world_model`` is the registered
-    name) and ``model.safetensors``. A checkpoint folder itself is taken too.
+    name) and ``model.safetensors``. A checkpoint folder itself is taken too, and a checkpoint of WorldEval (``X.ckpt``,
+    file or DeepSpeed directory, or a folder with one) with ``X.yaml`` beside it: docs/routes.md.
 
     Raises:
         UserError: not a registered name and not a run folder, an unfinished run, or a missing file; each with a command.
@@ -103,6 +111,11 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     path = Path(text)
     if not path.exists():
         return _by_name(text, device)
+    foreign = _foreign(path)
+    if foreign is not None:
+        from worldsim.world_models import _wan_worldeval
+
+        return _wan_worldeval.load(foreign, device)
     checkpoint = resolve_checkpoint(path)
     card = read_json(checkpoint / CARD_FILE)
     name = card.get("world_model") if isinstance(card, dict) else None
@@ -133,9 +146,20 @@ def rollout_memory(name_or_run: str | Path, batch: int) -> float | None:
     if not path.exists():
         _by_name(str(name_or_run), "cpu")
         return None
+    foreign = _foreign(path)
+    if foreign is not None:
+        from worldsim.world_models import _wan_worldeval
+
+        return _wan_worldeval.rollout_memory(foreign, batch)
     checkpoint = resolve_checkpoint(path)
     plugin = registry.get("world_models", read_json(checkpoint / CARD_FILE).get("world_model", ""))
     return plugin.rollout_memory(checkpoint, batch) if hasattr(plugin, "rollout_memory") else None
+
+
+def _foreign(path: Path) -> Path | None:
+    """The WorldEval checkpoint that ``path`` names; None for a run folder, whatever else it holds."""
+    own = any((folder / CARD_FILE).exists() for folder in (path, path / "checkpoint"))
+    return None if own else _worldeval_files.find(path)
 
 
 def _by_name(name: str, device: str) -> WorldModel:
