@@ -11,14 +11,28 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from worldsim.data.predictions import Prediction, file_names, load, save
 from worldsim.data.scenes import partners, scene_seed
 from worldsim.report.curves import Line, chart
-from worldsim.report.page import Cell, Column, Page, Row, Shown, Tile, film_episode, number, render, table_text
-from worldsim.report.statistics import interval, permutation_gap, sign_test
+from worldsim.report.page import (
+    Cell,
+    Chart,
+    Column,
+    Page,
+    Row,
+    Shown,
+    Tile,
+    contact_sheet,
+    film_episode,
+    number,
+    render,
+    table_text,
+)
+from worldsim.report.statistics import flip_test, interval, permutation_gap, sign_test
 from worldsim.report.strip import difference, moments_of, strip
+from worldsim.report.trace import drawn, ranges, trace
 from worldsim.report.video import enlarged, side_by_side, write_mp4
 
 
@@ -63,6 +77,28 @@ def test_interval_of_equal_episodes_has_no_width() -> None:
 def test_sign_test_equals_scipy(wins: int, losses: int) -> None:
     expected = binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue if wins + losses else 1.0
     assert sign_test(wins, losses) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flip_test_equals_scipy(seed: int) -> None:
+    """Exact up to 16 episodes; beyond, within the error of 20,000 draws; and never below one pattern's share."""
+    gaps = np.random.default_rng(seed).normal(0.4, 1, 12)
+    ask = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "greater", "vectorized": True}
+    expected = permutation_test((gaps,), lambda x, axis: x.mean(axis=axis), **ask).pvalue
+    assert flip_test(gaps) == pytest.approx(expected)
+    more = np.tile(gaps, 2)
+    assert flip_test(more) == pytest.approx(flip_test(more, seed=9), abs=0.02)
+    assert flip_test(np.ones(5)) == 1 / 32
+    assert flip_test(np.ones(40)) == pytest.approx(1 / 20001)
+    assert flip_test(np.zeros(6)) == flip_test(np.empty(0)) == 1
+    assert flip_test(-np.ones(8)) == 1
+
+
+def test_few_episodes_prove_nothing() -> None:
+    """Four of four wins is chance one time in sixteen, however narrow their interval is."""
+    assert not permutation_gap(np.full(4, 2.0), np.zeros(4)).follows
+    assert not permutation_gap(np.full(4, 2.0), np.zeros(4)).enough
+    assert permutation_gap(np.full(5, 2.0), np.zeros(5)).follows
 
 
 def test_permutation_gap_counts_wins_and_averages_permutations() -> None:
@@ -218,12 +254,14 @@ def make_page(folder: Path, alarm: str | None = None) -> Path:
     for k in range(2):
         films = {"truth": clip(9, seed=k), "prediction": clip(9, seed=k + 1), "other actions": clip(9, seed=k + 2)}
         names, picture = film_episode(folder, f"e{k}", films, 10.0)
-        shown.append(Shown(f"e{k}", "task", names, picture))
+        sent = np.sin(np.arange(16).reshape(8, 2, 1) / 3 + [0, 1 + k])
+        svg = {label: trace(sent, [0, 1], *ranges([sent]), label) for label in films}
+        shown.append(Shown(f"e{k}", "task", names, picture, svg, 10.0, 8))
     line = Line("model", "model", np.linspace(25, 18, 8), np.linspace(24, 16, 8), np.linspace(26, 20, 8))
     page = Page(
         title="A test",
         subtitle="two episodes",
-        alarm=alarm,
+        alarms=[alarm] if alarm else [],
         tiles=[Tile("PSNR", "21.2 dB", "text", "good")],
         columns=columns,
         rows=rows,
@@ -234,6 +272,8 @@ def make_page(folder: Path, alarm: str | None = None) -> Path:
         definitions=[("psnr", "as usual")],
         config="a: 1",
         provenance=[("model", "x")],
+        charts=[Chart("permutation gap", "own minus other", "dB", [line])],
+        action_names=["dx", "dy"],
     )
     return render(page, folder)
 
@@ -263,6 +303,68 @@ def test_table_for_a_terminal_lines_up() -> None:
     assert number(float("nan")) == "–"
 
 
+KEYS = """<script>
+const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+const told = (name) => setTimeout(() => {
+  const card = players[active].card;
+  const shown = [card.querySelector("output").textContent, card.querySelector(".cursor").getAttribute("x1")];
+  page.dataset[name] = [active, ...shown].join("|");
+}, 400);
+setTimeout(() => { press("ArrowRight"); told("one"); }, 500);
+setTimeout(() => { press("ArrowRight"); press("x"); told("two"); }, 1500);
+setTimeout(() => { press("ArrowLeft"); told("back"); }, 2500);
+setTimeout(() => { press("j"); press("j"); told("next"); }, 3500);
+setTimeout(() => { press(" "); page.dataset.playing = String(!players[1].lead.paused); press(" "); }, 4500);
+setTimeout(() => {
+  document.getElementById("theme").click();
+  page.dataset.ground = getComputedStyle(document.body).backgroundColor;
+}, 5500);
+</script></body>"""
+"""Presses keys in the page and writes down what it shows: episode, clock, cursor."""
+
+
+def test_page_obeys_the_keyboard(tmp_path: Path, chromium: str) -> None:
+    page = make_page(tmp_path / "report")
+    page.write_text(page.read_text().replace("</body>", KEYS))
+    done = browse(chromium, page, tmp_path / "profile", "--dump-dom")
+    told = dict(re.findall(r'data-(\w+)="([^"]*)"', re.search(r"<html[^>]*>", done.stdout)[0]))
+    assert told["errors"] == "0", done.stderr
+    assert told["one"] == "0|+1 / 8|37.5", "one frame on, and the cursor is where the first action has acted"
+    assert told["two"] == "0|+2 / 8|75"
+    assert told["back"] == "0|+1 / 8|37.5"
+    assert told["next"] == "1|given / 8|0", "the last episode stays the last"
+    assert told["playing"] == "true"
+    assert told["theme"] == "dark"
+    assert told["ground"] == "rgb(21, 22, 26)"
+
+
+# --- traces and the sheet ---------------------------------------------------------------------------------------------
+
+
+def test_a_trace_is_level_between_two_frames_and_ends_with_the_last_action() -> None:
+    """Row t is a level from frame t to t + 1; the least value lies at the bottom, the greatest on top."""
+    rows = np.array([[[0.0]], [[1.0]], [[0.5]]])
+    svg = trace(rows, [0], np.array([0.0]), np.array([1.0]), "x")
+    points = [tuple(map(float, pair.split(","))) for pair in re.search(r'points="([^"]*)"', svg)[1].split()]
+    assert [x for x, _ in points] == [0, 100, 100, 200, 200, 300]
+    assert [y for _, y in points] == [59, 59, 5, 5, 32, 32]
+
+
+def test_traces_draw_what_varies_and_survive_what_does_not() -> None:
+    rows = np.zeros((4, 1, 9))
+    rows[:, 0, [1, 2, 4, 6, 7, 8]] = np.arange(24).reshape(4, 6)
+    assert drawn([rows]) == [1, 2, 4, 6, 7, 8]
+    assert drawn([rows[..., :3]]) == [0, 1, 2]
+    assert "nan" not in trace(rows, [0], *ranges([rows]), "x")
+
+
+def test_the_contact_sheet_stacks_episodes() -> None:
+    one = {"truth": clip(9), "prediction": clip(9, seed=1), "copy": np.repeat(clip(1), 9, axis=0)}
+    single, double = contact_sheet([one]), contact_sheet([one, one])
+    assert double.shape[0] == 2 * single.shape[0] + 14
+    assert np.array_equal(double[: len(single)], double[-len(single) :])
+
+
 def browse(chromium: str, page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess:
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--virtual-time-budget=8000"]
@@ -279,7 +381,7 @@ def test_page_works_in_a_browser(tmp_path: Path, chromium: str) -> None:
     assert 'data-videos="6"' in root[0]
     assert 'data-playable="6"' in root[0], root[0]
     assert 'data-errors="0"' in root[0]
-    assert "0.0 / 0.9 s" in done.stdout, "the clock knows the films' length"
+    assert "given / 8" in done.stdout, "the clock counts imagined frames"
     assert "CONSOLE" not in done.stderr, done.stderr
 
 

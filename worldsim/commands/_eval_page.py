@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,24 @@ from worldsim.core.config import to_yaml
 from worldsim.core.runs import RunContext
 from worldsim.data.predictions import Prediction, file_names
 from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, PERMUTED, ROWS, SHIFTED, Summary, Table
+from worldsim.report import trace
 from worldsim.report.curves import Line
-from worldsim.report.page import Cell, Column, Page, Row, Shown, Tile, film_episode, number, render, table_text
+from worldsim.report.page import (
+    Cell,
+    Chart,
+    Column,
+    Page,
+    Row,
+    Shown,
+    Tile,
+    contact_sheet,
+    film_episode,
+    number,
+    render,
+    table_text,
+)
 from worldsim.report.statistics import Interval, interval
+from worldsim.report.video import write_png
 
 LABELS = {
     MODEL: "model",
@@ -26,6 +43,9 @@ LABELS = {
     SHIFTED: "truth, one frame late",
     PERMUTED: "other episode's actions",
 }
+OTHER = "other actions"
+"""Label of the film that was imagined with another episode's actions."""
+CONTACT, CONTACT_EPISODES = "contact.png", 3
 DEFINITIONS = (
     (
         "frames",
@@ -57,18 +77,21 @@ DEFINITIONS = (
         "actions",
         "The permutation gap is own minus other: every episode is imagined twice from the same frame and the same noise, "
         "with its own actions and with those of another episode (a random cycle, so nobody keeps its own). The sign test "
-        "is one-sided over episodes. A model follows its actions when the whole interval of the gap lies above 0.",
+        "and the permutation test of the mean (signs flipped per episode) are one-sided over episodes. A model follows its actions "
+        "when the whole interval of the gap lies above 0 and the permutation test's p is below 0.05.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known beside the scores: where predictions come from, the alarm, how many episodes to show."""
+    """What is known beside the scores: where predictions come from, alarms, how many episodes to show, and whether the
+    model's actions have seen the truth."""
 
     origin: dict[str, str]
-    alarm: str | None
+    alarms: list[str]
     clips: int
+    forced: bool = False
 
 
 def publish(
@@ -82,13 +105,13 @@ def publish(
     """Write ``report/``; returns the summary table as text for the terminal."""
     folder = context.out / "report"
     columns = [_column(name) for name in table.scores[MODEL]]
-    rows = [_row(key, table, summary) for key in ROWS if key in table.scores]
-    shown, shape = _shown(folder, facts.clips, table, pairs)
+    rows = [_row(key, table, summary, facts.forced) for key in ROWS if key in table.scores]
+    shown, names, shape = _shown(folder, facts.clips, table, pairs)
     episodes, horizon = next(iter(table.scores[MODEL].values())).shape
     page = Page(
         title=f"What {facts.origin.get('model', 'the model')} imagines",
         subtitle=f"{episodes} episodes, {horizon} frames imagined after the given one, {shape}",
-        alarm=facts.alarm,
+        alarms=facts.alarms,
         tiles=_tiles(summary),
         columns=columns,
         rows=rows,
@@ -98,6 +121,9 @@ def publish(
         notes=context.notes,
         definitions=DEFINITIONS,
         config=to_yaml(config),
+        charts=_gap_chart(summary),
+        action_names=names,
+        contact=CONTACT if (folder / CONTACT).exists() else None,
         provenance=[*facts.origin.items(), ("seed", str(context.seed)), *_set_scores(table), ("worldsim", __version__)],
     )
     render(page, folder)
@@ -109,9 +135,20 @@ def _column(name: str) -> Column:
     return Column(name, card["title"], card["unit"], card["better"])
 
 
-def _row(key: str, table: Table, summary: Summary) -> Row:
+def _row(key: str, table: Table, summary: Summary, forced: bool) -> Row:
     cells = {name: Cell(i.mean, i.low, i.high, table.undefined(key, name)) for name, i in summary.rows[key].items()}
-    return Row(key, LABELS[key], ROWS[key], cells)
+    label = f"{LABELS[key]} (TEACHER-FORCED)" if forced and key in (MODEL, PERMUTED) else LABELS[key]
+    return Row(key, label, ROWS[key], cells)
+
+
+def _gap_chart(summary: Summary) -> list[Chart]:
+    """How the permutation gap grows or fades over the predicted frames."""
+    if summary.gap is None:
+        return []
+    mean, low, high = (np.array([getattr(one, key) for one in summary.gap_by_frame]) for key in ("mean", "low", "high"))
+    lines = [Line(MODEL, "own minus other actions", mean, low, high), Line(COPY, "no difference", np.zeros(len(mean)))]
+    text = f"{summary.gap_metric} with own minus with another episode's actions; 0 = the actions change nothing"
+    return [Chart("permutation gap ↑", text, _column(summary.gap_metric).unit, lines)]
 
 
 def _lines(name: str, table: Table, seed: int) -> list[Line]:
@@ -137,7 +174,8 @@ def _tiles(summary: Summary) -> list[Tile]:
         unit = _column(summary.gap_metric).unit
         text = (
             f"better with own than with another episode's actions {_span(gap.interval)}; {gap.wins} of "
-            f"{gap.wins + gap.losses + gap.ties} episodes, sign test p = {gap.p:.2g}"
+            f"{gap.wins + gap.losses + gap.ties} episodes, sign test p = {gap.p:.2g}, "
+            f"permutation test p = {gap.p_mean:.2g}"
         )
         value = "–" if np.isnan(gap.interval.mean) else f"{gap.interval.mean:+.2f} {unit}"
         out.append(Tile("Follows its actions", value, text, "good" if gap.follows else "bad"))
@@ -170,18 +208,49 @@ def _set_scores(table: Table) -> list[tuple[str, str]]:
 
 
 def _shown(
-    folder: Any, count: int, table: Table, pairs: Iterator[tuple[Prediction, Prediction | None]]
-) -> tuple[list[Shown], str]:
-    """Films and strips of the first ``count`` episodes; and the frames' size and rate in words."""
-    names, out, shape = file_names(table.episodes), [], ""
-    for k, (p, baseline) in enumerate(pairs):
-        if not shape:
-            shape = f"{p.given.shape[0]} x {p.given.shape[1]} pixels at {p.fps:g} fps"
-        if k >= count:
-            break
+    folder: Path, count: int, table: Table, pairs: Iterator[tuple[Prediction, Prediction | None]]
+) -> tuple[list[Shown], list[str], str]:
+    """Films, traces and strips of the first ``count`` episodes; names of the traces' lines; size and rate in words."""
+    names, chosen = file_names(table.episodes), list(islice(pairs, max(count, 1)))
+    first = chosen[0][0]
+    shape = f"{first.given.shape[0]} x {first.given.shape[1]} pixels at {first.fps:g} fps"
+    chosen, out, sheet = chosen[:count], [], []
+    traces = _Traces([p for p, _ in chosen])
+    for k, (p, baseline) in enumerate(chosen):
         films, picture = film_episode(folder, names[p.episode], _films(p, baseline), p.fps)
-        out.append(Shown(p.episode, _words(k, p, table), films, picture))
-    return out, shape
+        drawn = {label: svg for label in films if (svg := traces.of(p, label))}
+        out.append(Shown(p.episode, _words(k, p, table), films, picture, drawn, p.fps, p.horizon))
+        if len(sheet) < CONTACT_EPISODES and p.given.shape == first.given.shape:
+            sheet.append(_contact(p, baseline))
+    if sheet and not (folder / CONTACT).exists():
+        write_png(folder / CONTACT, contact_sheet(sheet))
+    return out, traces.names, shape
+
+
+class _Traces:
+    """The actions of all clips that a page shows, on one scale."""
+
+    def __init__(self, shown: list[Prediction]) -> None:
+        rows = [p.actions for p in shown] + [p.permuted_actions[0] for p in shown if p.permuted_actions is not None]
+        self.usable = bool(rows) and len({part.shape[-1] for part in rows}) == 1 and rows[0].shape[-1] > 0
+        self.names: list[str] = []
+        if self.usable:
+            self.dims, (self.low, self.high) = trace.drawn(rows), trace.ranges(rows)
+            named = shown[0].action_names
+            self.names = [named[d] if named else f"action {d}" for d in self.dims]
+
+    def of(self, p: Prediction, label: str) -> str | None:
+        """The trace under the film ``label``: the actions that it was made with; under the truth those that were recorded."""
+        if not self.usable:
+            return None
+        rows = p.permuted_actions[0] if label == OTHER and p.permuted_actions is not None else p.actions
+        return trace.trace(rows, self.dims, self.low, self.high, f"actions of {label}")
+
+
+def _contact(p: Prediction, baseline: Prediction | None) -> dict[str, np.ndarray]:
+    out = _films(p, baseline)
+    out["copy"] = np.repeat(p.given[None], p.horizon + 1, axis=0)
+    return out
 
 
 def _films(p: Prediction, baseline: Prediction | None) -> dict[str, np.ndarray]:
@@ -190,7 +259,7 @@ def _films(p: Prediction, baseline: Prediction | None) -> dict[str, np.ndarray]:
     if baseline is not None:
         out["baseline"] = baseline.pred
     if p.permuted is not None:
-        out["other actions"] = p.permuted[0]
+        out[OTHER] = p.permuted[0]
     return out
 
 

@@ -6,7 +6,7 @@ killed run continues with the very numbers of an undisturbed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -126,7 +126,7 @@ class Studio:
                 self._plan_one(episode, index, out)
             except BadEpisode as bad:
                 out.rejected.append({"episode": bad.episode, "reason": bad.reason})
-        self._report(out, split.train if split.held_out else [])
+        self._report(out, self.needs.train_episodes or (split.train if split.held_out else ()))
         out.names = file_names([scene.episode for scene in out.scenes])
         return out
 
@@ -149,7 +149,7 @@ class Studio:
             return self.actor.of(episode, self.spec, stride)
         return np.zeros((self.order.frames, stride, 0), np.float32)
 
-    def _report(self, out: Agenda, trained_on: list[str]) -> None:
+    def _report(self, out: Agenda, trained_on: Sequence[str]) -> None:
         """Say who was left out, and whether scores would be those of training episodes."""
         needed = f"frame {self.spec.first()} and {self.order.frames} more at {_hertz(self.fps)}"
         if not out.scenes:
@@ -162,7 +162,10 @@ class Studio:
             self.note(f"{len(out.too_short)} episodes are too short for {needed} and were left out: {_some(out.too_short)}")
         seen = sorted({scene.episode for scene in out.scenes} & set(trained_on))
         if seen:
-            self.note(f"{len(seen)} of {len(out.scenes)} episodes belong to the training part of the split: {_some(seen)}")
+            whose = (
+                "were trained on by this model" if self.needs.train_episodes else "belong to the training part of the split"
+            )
+            self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}, so it may know them by heart: {_some(seen)}")
 
     def batches(self, agenda: Agenda, done: Callable[[Planned], bool], title: str = "imagine") -> Iterator[Prediction]:
         """Imagine every batch that is not wholly ``done``. A scene that cannot be decoded is added to ``agenda.rejected``."""
@@ -232,6 +235,7 @@ class Studio:
                 frame_index=scene.frame_index,
                 fps=scene.fps,
                 instruction=scene.instruction,
+                action_names=self._names(scene.actions.shape[-1]),
             )
             if theirs:
                 prediction = replace(
@@ -244,6 +248,11 @@ class Studio:
                 prediction.reconstruction = np.asarray(self.model.reconstruct(scene.truth[None]))[0]
             out.append(prediction)
         return out
+
+    def _names(self, width: int) -> list[str]:
+        """Names of the action numbers, where the model or the dataset gives them."""
+        spec = self.needs.action_spec or self.source.card.actions
+        return list(spec.names) if spec is not None and spec.dim == width else []
 
     def _live(self, actor: ClosedLoop, pairs: list[tuple[Planned, Scene]]) -> tuple[np.ndarray, list[Scene]]:
         """Frames ``[B, 1, n, H, W, 3]`` of a policy acting in the dream, and the scenes with the actions that it chose."""

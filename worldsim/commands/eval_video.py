@@ -6,6 +6,7 @@ frame) and ``report/``, which can be opened from a disk or published.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from worldsim.commands._eval_page import Facts, publish
 from worldsim.commands._imagine import Agenda, Order, Studio
 from worldsim.core import registry
 from worldsim.core.config import config
+from worldsim.core.console import say
 from worldsim.core.errors import PartialResult, UserError, did_you_mean
 from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
@@ -27,10 +29,15 @@ from worldsim.core.types import Result
 from worldsim.data.predictions import Prediction, find, load, save
 from worldsim.formats import open_dataset
 from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, Summary, Table, summarise
+from worldsim.report.statistics import LEAST_EPISODES
 from worldsim.world_models import load as load_model
 
 DEMO_ROWS = {"tuned": MODEL, "base": BASELINE, "copy_last": COPY, "ceiling": CEILING}
 DEMO_METRICS = ("psnr", "ssim", "motion_psnr")
+FORCED = (
+    "TEACHER-FORCED: this model's latent actions have seen the true frames that it imagines. No number here says how well it "
+    "imagines."
+)
 
 
 @config
@@ -47,6 +54,7 @@ class Config:
         permutations: how often each episode is imagined with another episode's actions; 0 measures no gap.
         resamples: bootstrap draws of episodes for the intervals.
         clips: how many episodes the page shows.
+        allow_teacher_forced: score a model whose latent actions have seen the true frames that it imagines; said everywhere.
         episodes, max_episodes, camera, columns, frames, start, fps, num_samples, batch, steps, guidance, max_rejected: as in
             ``infer``.
     """
@@ -80,6 +88,7 @@ class Config:
     gap_metric: str = "motion_psnr"
     resamples: int = 2000
     clips: int = 8
+    allow_teacher_forced: bool = False
     max_rejected: int = 0
 
     def __post_init__(self) -> None:
@@ -95,12 +104,16 @@ class Config:
 
 @dataclass
 class Material:
-    """What is scored: files of predictions, and what is known about how they came about."""
+    """What is scored: files of predictions, and what is known about how they came about.
+
+    ``forced``: the sentence for a model whose actions have seen the truth; None for an honest one.
+    """
 
     files: list[Path]
     baseline: list[Path] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    forced: str | None = None
 
     def pairs(self) -> Iterator[tuple[Prediction, Prediction | None]]:
         """One episode at a time: its prediction, and the baseline's."""
@@ -121,12 +134,14 @@ def run(config: Config, context: RunContext) -> Result:
     for sentence in scorer.refused.values():
         context.note(sentence)
     summary = summarise(table, context.seed, config.resamples, config.gap_metric, identical)
-    alarm = _alarm(summary)
-    for warning in (alarm, _flicker(summary)):
+    alarms = [sentence for sentence in (material.forced, _alarm(summary)) if sentence]
+    for sentence in alarms:
+        shout(sentence)
+    for warning in (*alarms, _flicker(summary)):
         if warning:
             context.note(warning)
-    write_json(context.out / "scores.json", scores_json(table, summary))
-    facts = Facts(material.facts, alarm, config.clips)
+    write_json(context.out / "scores.json", scores_json(table, summary, forced=material.forced is not None))
+    facts = Facts(material.facts, alarms, config.clips, forced=material.forced is not None)
     text = publish(context, config, table, summary, facts, material.pairs())
     return _result(config, context, material, table, summary, text)
 
@@ -151,20 +166,30 @@ def _imagined(config: Config, context: RunContext) -> Material:
             context.inputs[name] = text
     source = open_dataset(order.data)
     try:
-        studio, agenda = _imagine(order, config.model, source, context.out / "frames", context)
+        studio, agenda = _imagine(order, config.model, source, context.out / "frames", context, config.allow_teacher_forced)
         material = Material(_files(agenda, context.out / "frames"), rejected=agenda.rejected)
+        material.forced = FORCED if studio.needs.teacher_forced else None
         material.facts = _facts(config, studio, source)
         if config.baseline:
             folder = context.out / "baseline" / "frames"
-            _imagine(replace(order, permutations=0, reconstruct=False), config.baseline, source, folder, context)
+            own = replace(order, permutations=0, reconstruct=False)
+            _imagine(own, config.baseline, source, folder, context, config.allow_teacher_forced)
             material.baseline = _files(agenda, folder)
     finally:
         source.close()
     return material
 
 
-def _imagine(order: Order, name: str, source: EpisodeSource, folder: Path, context: RunContext) -> tuple[Studio, Agenda]:
-    studio = Studio(order, load_model(name, context.device), source, context.seed, context.note)
+def _imagine(
+    order: Order, name: str, source: EpisodeSource, folder: Path, context: RunContext, allow_forced: bool
+) -> tuple[Studio, Agenda]:
+    studio = Studio(order, load_model(name, context.device), source, context.seed, context.note, context.device)
+    if studio.needs.teacher_forced and not allow_forced:
+        raise UserError(
+            f"{name} is driven by latent actions that have seen the true frames it would be scored on (teacher-forced): such "
+            "scores say nothing about imagining",
+            f"worldsim eval video {order.data} --model {name} --set allow_teacher_forced=true",
+        )
     agenda = studio.agenda()
 
     def path(episode: str) -> Path:
@@ -225,10 +250,23 @@ def _alarm(summary: Summary) -> str | None:
     if gap is None or gap.follows:
         return None
     span = f"{gap.interval.mean:+.2f} [{gap.interval.low:+.2f} … {gap.interval.high:+.2f}]"
+    tests = f"sign test p = {gap.p:.2g}, permutation test p = {gap.p_mean:.2g}"
+    if not gap.enough:
+        return (
+            f"NOT SHOWN TO FOLLOW ITS ACTIONS: {gap.interval.count} episodes are too few to tell, {LEAST_EPISODES} are the "
+            f"least; own against other actions, {summary.gap_metric} changes by {span} ({tests})."
+        )
     return (
-        f"THIS MODEL IGNORES ITS ACTIONS, as far as {gap.interval.count} episodes can tell: with another episode's actions "
-        f"{summary.gap_metric} changes by {span}, an interval that is not above 0 (sign test p = {gap.p:.2g})."
+        f"THIS MODEL IGNORES ITS ACTIONS, as far as {gap.interval.count} episodes can tell: with its own instead of another "
+        f"episode's actions {summary.gap_metric} gets better by {span}, which chance explains ({tests})."
     )
+
+
+def shout(sentence: str) -> None:
+    """A sentence that must not be overlooked, framed, on stderr."""
+    lines = textwrap.wrap(sentence, 96)
+    frame = "!" * (max(map(len, lines)) + 6)
+    say("\n".join([frame, *(f"!! {line.ljust(len(frame) - 6)} !!" for line in lines), frame]))
 
 
 def _flicker(summary: Summary) -> str | None:
@@ -243,10 +281,11 @@ def _flicker(summary: Summary) -> str | None:
     )
 
 
-def scores_json(table: Table, summary: Summary) -> dict[str, Any]:
-    """Everything as plain JSON; null where a value is not defined."""
+def scores_json(table: Table, summary: Summary, *, forced: bool = False) -> dict[str, Any]:
+    """Everything as plain JSON; null where a value is not defined. ``forced``: the actions have seen the truth."""
     gap = summary.gap
     return {
+        "teacher_forced": forced,
         "episodes": table.episodes,
         "horizon": next(iter(table.scores[MODEL].values())).shape[1],
         "units": {name: registry.card("metrics", name)["unit"] for name in table.scores[MODEL]},  # type: ignore[index]
@@ -275,7 +314,11 @@ def scores_json(table: Table, summary: Summary) -> dict[str, Any]:
             "losses": gap.losses,
             "ties": gap.ties,
             "p": gap.p,
+            "p_mean": gap.p_mean,
             "follows_actions": gap.follows,
+            "per_horizon": {
+                key: [_finite(getattr(one, key)) for one in summary.gap_by_frame] for key in ("mean", "low", "high")
+            },
         },
         "per_horizon": {
             row: {name: _finite(table.per_horizon(row, name)) for name in by_name} for row, by_name in table.scores.items()
@@ -304,7 +347,9 @@ def _result(config: Config, context: RunContext, material: Material, table: Tabl
             **{f"{row}_sets": values for row, values in table.sets.items()},
             "permutation_gap": gap.get("gap"),
             "permutation_p": gap.get("p"),
+            "permutation_p_mean": gap.get("p_mean"),
             "follows_actions": gap.get("follows_actions"),
+            **({"teacher_forced": True} if material.forced else {}),
             "rejected": material.rejected,
         },
         summary=text,

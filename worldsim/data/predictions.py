@@ -1,10 +1,10 @@
 """Imagined clips on disk, ``frames/<episode>.npz``: with them anyone can recompute every score.
 
 Keys: ``pred`` and ``truth``, uint8 ``[1 + n, H, W, 3]`` with the given frame first; ``actions`` ``[n, r, A]``, the rows that
-were used; ``frame_index``, the given frame's number in the source; ``fps``; ``episode``; ``instruction``. Where there are
-several samples: ``samples`` ``[N, 1 + n, H, W, 3]`` (``pred`` is the first). Where they were asked for: ``permuted``
-``[P, 1 + n, H, W, 3]``, imagined with the actions ``permuted_actions`` ``[P, n, r, A]`` of the episodes
-``permuted_episodes`` ``[P]``; and ``reconstruction``, ``truth`` through the model's codec.
+were used, and ``action_names`` ``[A]`` where they have names; ``frame_index``, the given frame's number in the source;
+``fps``; ``episode``; ``instruction``. Where there are several samples: ``samples`` ``[N, 1 + n, H, W, 3]`` (``pred`` is the
+first). Where they were asked for: ``permuted`` ``[P, 1 + n, H, W, 3]``, imagined with the actions ``permuted_actions``
+``[P, n, r, A]`` of the episodes ``permuted_episodes`` ``[P]``; and ``reconstruction``, ``truth`` through the model's codec.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Prediction:
     permuted_actions: np.ndarray | None = None
     permuted_episodes: list[str] = field(default_factory=list)
     reconstruction: np.ndarray | None = None
+    action_names: list[str] = field(default_factory=list)
 
     @property
     def pred(self) -> np.ndarray:
@@ -71,6 +72,8 @@ def save(path: Path, prediction: Prediction) -> None:
     if p.permuted is not None and p.permuted_actions is not None:
         arrays |= {"permuted": p.permuted, "permuted_actions": p.permuted_actions}
         arrays["permuted_episodes"] = np.array(p.permuted_episodes)
+    if p.action_names:
+        arrays["action_names"] = np.array(p.action_names)
     if p.reconstruction is not None:
         arrays["reconstruction"] = p.reconstruction
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -108,6 +111,7 @@ def load(path: Path) -> Prediction:
         permuted_actions=data.get("permuted_actions"),
         permuted_episodes=[str(name) for name in data.get("permuted_episodes", [])],
         reconstruction=data.get("reconstruction"),
+        action_names=[str(name) for name in data.get("action_names", [])],
     )
 
 

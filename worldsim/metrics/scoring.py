@@ -146,6 +146,7 @@ class Summary:
         rows: row -> metric -> interval of the episodes' means.
         over_copy: metric -> interval of the paired difference model minus copy, positive where the model is better.
         gap: own against permuted actions by ``gap_metric``; None where no permutation was imagined.
+        gap_by_frame: the same difference at each predicted frame, n intervals.
         identical: whether every permuted future is the very same pixels as the model's own.
     """
 
@@ -154,6 +155,7 @@ class Summary:
     gap: Gap | None
     gap_metric: str
     identical: bool = False
+    gap_by_frame: tuple[Interval, ...] = ()
 
 
 def summarise(table: Table, seed: int, resamples: int, gap_metric: str, identical: bool) -> Summary:
@@ -166,11 +168,13 @@ def summarise(table: Table, seed: int, resamples: int, gap_metric: str, identica
         name: interval(_sign(name) * (table.per_episode(MODEL, name) - table.per_episode(COPY, name)), seed, resamples)
         for name in table.scores.get(MODEL, {})
     }
-    gap = None
+    gap, by_frame = None, ()
     if PERMUTED in table.scores and gap_metric in table.scores[PERMUTED]:
         own, other = (table.per_episode(row, gap_metric) for row in (MODEL, PERMUTED))
         gap = permutation_gap(own, other, seed, resamples, _sign(gap_metric))
-    return Summary(rows, over_copy, gap, gap_metric, identical)
+        frames = _sign(gap_metric) * (table.scores[MODEL][gap_metric] - table.scores[PERMUTED][gap_metric])
+        by_frame = tuple(interval(values, seed, resamples) for values in frames.T)
+    return Summary(rows, over_copy, gap, gap_metric, identical, by_frame)
 
 
 def _sign(name: str) -> int:

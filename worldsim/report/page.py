@@ -15,11 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from worldsim.core.files import write_text
 from worldsim.report.curves import Line, chart
 from worldsim.report.strip import difference, moments_of, strip
-from worldsim.report.video import enlarged, write_mp4, write_png
+from worldsim.report.video import BACKGROUND, enlarged, write_mp4, write_png
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLIP_PIXELS = 192
 """Short side of a film on the page; smaller frames are enlarged by whole factors."""
+BLOCK_GAP = 14
+"""Pixels between two episodes of a contact sheet."""
 STRIP_PIXELS = 140
 """Width of a picture in a strip, at most, where the frames allow it."""
 
@@ -64,14 +66,30 @@ class Tile:
     tone: str = "plain"
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A chart beside those of the metrics."""
+
+    title: str
+    text: str
+    unit: str
+    lines: Sequence[Line]
+
+
 @dataclass
 class Shown:
-    """One episode on the page. ``films`` and ``picture`` are names inside the report folder."""
+    """One episode on the page. ``films`` and ``picture`` are names inside the report folder.
+
+    ``traces``: label of a film -> SVG of the actions that it was made with; ``fps`` and ``horizon`` are the films'.
+    """
 
     title: str
     text: str
     films: dict[str, str] = field(default_factory=dict)
     picture: str = ""
+    traces: dict[str, str] = field(default_factory=dict)
+    fps: float = 10.0
+    horizon: int = 1
 
 
 @dataclass
@@ -80,21 +98,22 @@ class Page:
 
     Attributes:
         title, subtitle: headings.
-        alarm: a sentence shown loudly at the top, or None.
+        alarms: sentences shown loudly at the top.
         tiles: headline numbers.
         columns, rows: the summary table.
-        curves: metric name -> lines over predicted frames.
+        curves: metric name -> lines over predicted frames. charts: further ones, shown before these.
         shown: episodes with films.
-        shown_text: which episodes these are.
+        shown_text: which episodes these are. action_names: of the lines in their traces, in order.
         notes: remarks.
         definitions: how the numbers were made, as (word, sentence).
         files: (relative path, what it is): what lies beside the report.
         config: the run's config as YAML text. provenance: (word, value) pairs.
+        contact: the sheet of pictures beside the page, by name.
     """
 
     title: str
     subtitle: str
-    alarm: str | None
+    alarms: Sequence[str]
     tiles: Sequence[Tile]
     columns: Sequence[Column]
     rows: Sequence[Row]
@@ -105,6 +124,9 @@ class Page:
     definitions: Sequence[tuple[str, str]]
     config: str
     provenance: Sequence[tuple[str, str]]
+    charts: Sequence[Chart] = ()
+    action_names: Sequence[str] = ()
+    contact: str | None = None
 
 
 def render(page: Page, folder: Path) -> Path:
@@ -113,8 +135,13 @@ def render(page: Page, folder: Path) -> Path:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = number
-    charts = [
-        {"column": column, "svg": chart(page.curves[column.name], column.unit, f"{column.title} by predicted frame")}
+    charts = [{"title": c.title, "text": c.text, "svg": chart(c.lines, c.unit, c.title)} for c in page.charts]
+    charts += [
+        {
+            "title": f"{column.name} {'↑' if column.better == 'higher' else '↓'}",
+            "text": column.title,
+            "svg": chart(page.curves[column.name], column.unit, f"{column.title} by predicted frame"),
+        }
         for column in page.columns
         if column.name in page.curves
     ]
@@ -156,6 +183,21 @@ def strip_of(films: Mapping[str, np.ndarray]) -> np.ndarray:
     factor = max(1, STRIP_PIXELS // width)
     moments = moments_of(len(films["truth"]) - 1, 7 if width * factor <= STRIP_PIXELS else 5)
     return strip(rows, moments, least=min(height, width) * factor)
+
+
+def contact_sheet(episodes: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """For a README: the same rows of several episodes below each other, uint8 ``[H', W', 3]``.
+
+    Args:
+        episodes: each label -> uint8 ``[1 + n, H, W, 3]`` with the given frame first, all of one size and length.
+    """
+    frames = next(iter(episodes[0].values()))
+    height, width = frames.shape[1:3]
+    factor = max(1, STRIP_PIXELS // width)
+    moments = moments_of(len(frames) - 1, 9 if width * factor <= STRIP_PIXELS else 5)
+    sheets = [strip(rows, moments, least=min(height, width) * factor) for rows in episodes]
+    gap = np.full((BLOCK_GAP, sheets[0].shape[1], 3), BACKGROUND, np.uint8)
+    return np.concatenate([part for sheet in sheets for part in (sheet, gap)][:-1], axis=0)
 
 
 def number(value: float) -> str:

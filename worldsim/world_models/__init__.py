@@ -111,11 +111,11 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     path = Path(text)
     if not path.exists():
         return _by_name(text, device)
-    foreign = _foreign(path)
-    if foreign is not None:
+    other = foreign(path)
+    if other is not None:
         from worldsim.world_models import _wan_worldeval
 
-        return _wan_worldeval.load(foreign, device)
+        return _wan_worldeval.load(other, device)
     checkpoint = resolve_checkpoint(path)
     card = read_json(checkpoint / CARD_FILE)
     name = card.get("world_model") if isinstance(card, dict) else None
@@ -146,17 +146,17 @@ def rollout_memory(name_or_run: str | Path, batch: int) -> float | None:
     if not path.exists():
         _by_name(str(name_or_run), "cpu")
         return None
-    foreign = _foreign(path)
-    if foreign is not None:
+    other = foreign(path)
+    if other is not None:
         from worldsim.world_models import _wan_worldeval
 
-        return _wan_worldeval.rollout_memory(foreign, batch)
+        return _wan_worldeval.rollout_memory(other, batch)
     checkpoint = resolve_checkpoint(path)
     plugin = registry.get("world_models", read_json(checkpoint / CARD_FILE).get("world_model", ""))
     return plugin.rollout_memory(checkpoint, batch) if hasattr(plugin, "rollout_memory") else None
 
 
-def _foreign(path: Path) -> Path | None:
+def foreign(path: Path) -> Path | None:
     """The WorldEval checkpoint that ``path`` names; None for a run folder, whatever else it holds."""
     own = any((folder / CARD_FILE).exists() for folder in (path, path / "checkpoint"))
     return None if own else _worldeval_files.find(path)

@@ -64,6 +64,7 @@ class Wan:
         self.context_frames = card.context_frames
         self.action_spec: ActionSpec | None = card.action_spec
         self.camera, self.action_delay, self.action_column = card.camera, card.action_delay, card.action_column
+        self.teacher_forced, self.train_episodes = card.teacher_forced, card.train_episodes
         self.instructions: list[str | None] = []
 
     @classmethod
