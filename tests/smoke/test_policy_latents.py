@@ -198,3 +198,47 @@ def test_diffusion_rows_do_not_depend_on_their_neighbours(worldsim, policies, da
     assert rows[0].shape == (FRAMES, 16)
     other = Diffusion.create(str(policies.diffusion), None, "cpu", Options(seed=1)).extract(episode)
     assert not np.allclose(other, rows[1], atol=1e-2)
+
+
+def test_a_policys_name_on_the_hub_is_what_its_cache_holds(worldsim, policies, data, tmp_path, monkeypatch):
+    """As a download leaves it; offline and absent it is one sentence with the command that fetches it."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ("extract-latents", data, "--extractor", "act", "--policy", "someone/act")
+    code, _, err = worldsim(*words, "--out", "run")
+    assert code == 1
+    assert "the Hub cannot be reached and its cache does not hold the model someone/act" in err
+    assert "hf download --repo-type model someone/act" in err
+    code, out, _ = worldsim(*words, "--dry-run", "--json")
+    assert json.loads(out)["plan"]["policy"] == "someone/act is downloaded from the Hub first"
+
+    commit, repository = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--someone--act"
+    shutil.copytree(policies.saved("act"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code, _, err = worldsim(*words, "--out", "run")
+    assert code == 0, err
+    assert worldsim("extract-latents", data, "--extractor", "act", "--policy", policies.act, "--out", "run2")[0] == 0
+    assert len(list((data / "columns" / "actions").glob("act@*"))) == 1
+
+
+def test_a_dataset_that_the_policy_cannot_see_is_refused_at_the_door(worldsim, policies, tmp_path):
+    """Before the policy is built, and nothing is written into the data."""
+    from tests import painted
+    from worldsim.formats.act_hdf5 import ActHdf5
+
+    source = painted.PaintedSource(2, 12, cameras=("cam_front",), size=(64, 64), dim=7)
+    writer = ActHdf5.create(tmp_path / "painted", source.card)
+    for index in range(2):
+        writer.commit(writer.stage(source.episode(index)))
+    writer.finalize(source.card)
+    words = ("extract-latents", tmp_path / "painted", "--extractor", "act", "--policy", policies.act, "--out", "run")
+    code, _, err = worldsim(*words)
+    assert code == 1
+    assert "sees a camera 'top', the dataset has cam_front" in err
+    assert "--set cameras.top=cam_front" in err
+    code, _, err = worldsim(*words, "--set", "cameras.top=cam_front")
+    assert code == 1
+    assert "reads a state of 2 numbers, the dataset painted has 7" in err
+    assert not (tmp_path / "painted" / "columns").exists()

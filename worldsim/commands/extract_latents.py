@@ -90,7 +90,8 @@ def run(config: Config, context: RunContext) -> Result:
         latents = _latents.fill(
             root, source, _name(config), extractor, digest, rank=context.rank, world_size=context.world_size
         )
-        distributed.barrier()
+        reasons = distributed.union({entry["episode"]: entry["reason"] for entry in latents.rejected})
+        latents.rejected = [{"episode": episode, "reason": reasons[episode]} for episode in sorted(reasons)]
         present = [episode for episode in source.ids() if episode in latents.column]
         if not present:
             reason = latents.rejected[0] if latents.rejected else {"episode": "?", "reason": "there is none"}
