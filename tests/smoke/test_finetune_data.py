@@ -324,3 +324,27 @@ def test_teacher_forced_actions_mark_the_checkpoint(worldsim, dataset, tmp_path)
         assert card_of(run)["teacher_forced"] is forced
     source.close()
     assert read_weights(tmp_path / "seer" / "checkpoint" / "model.safetensors")
+
+
+def test_a_wrong_action_delay_is_remarked_upon(worldsim, tmp_path):
+    """Three joints that obey two rows late: the dry run and the run say so, until the delay is set."""
+    card = painted.card(("cam",), (32, 32), dim=3)
+    writer = ActHdf5.create(tmp_path / "late", card)
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        episode = painted.episode(index, 60, ("cam",), (32, 32), dim=3)
+        episode.actions = rng.normal(size=(60, 3)).astype(np.float32)
+        late = np.concatenate([np.zeros((3, 3)), episode.actions[:-3]])
+        episode.states, episode.split = np.cumsum(late, 0).astype(np.float32), "test" if index == 3 else "train"
+        writer.commit(writer.stage(episode))
+    writer.finalize(card)
+    words = smoke(tmp_path / "late", "--dry-run", "--json")
+    code, out, err = worldsim(*words)
+    assert code == 0, err
+    found = [note for note in json.loads(out)["plan"]["notes"] if "action_delay" in note]
+    assert len(found) == 1
+    assert "explained best by the action 2 rows before it (100% of its variance" in found[0]
+    assert "--set action_delay=2 would train on that" in found[0]
+    code, out, _ = worldsim(*words, "--set", "action_delay=2")
+    assert code == 0
+    assert not [note for note in json.loads(out)["plan"]["notes"] if "action_delay" in note]

@@ -13,7 +13,7 @@ from worldsim.core import registry
 from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.types import CameraInfo
-from worldsim.data import batches, cameras, columns
+from worldsim.data import batches, cameras, columns, delay
 from worldsim.data.split import split_episodes
 from worldsim.data.transforms import Kind
 from worldsim.data.windows import WindowSpec, require_rows, stride_for
@@ -24,6 +24,8 @@ from worldsim.world_models.wan import check_size
 
 HOP_FRACTION = 4
 """Without ``cache.hop`` a new clip begins every quarter of a clip."""
+DELAY_EPISODES = 50
+"""So many train episodes are looked at to measure the delay of their actions."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def choose(wish: Wish, source: EpisodeSource, base: Base) -> Choice:
     shorter = range(wish.min_frames or wish.frames, wish.frames, PACK)
     buckets = batches.cut({name: f.num_frames for name, f in facts.items()}, window, shorter)
     choice = Choice(plan, source.card.fps / stride, facts, buckets, rejected, [])
-    choice.notes = _notes(source, camera, wish, choice)
+    choice.notes = _notes(source, camera, wish, choice) + delay_notes(source, facts, wish)
     return choice
 
 
@@ -244,6 +246,22 @@ def _notes(source: EpisodeSource, camera: CameraInfo, wish: Wish, choice: Choice
         hint = "" if wish.min_frames else f"; --set min_frames={given_frames(wish.history) + PACK} would use shorter clips"
         out.append(f"{len(short)} train episodes are too short for a clip and were left out, the first is {short[0]}{hint}")
     return out
+
+
+def delay_notes(source: EpisodeSource, facts: dict[str, Facts], wish: Wish) -> list[str]:
+    """A remark when recorded actions and states say clearly that another ``action_delay`` is right."""
+    if wish.actions != "raw":
+        return []
+    some = (source.episode(fact.index) for fact in list(facts.values())[:DELAY_EPISODES])
+    measured = delay.measure((e.actions, e.states) for e in some if e.actions is not None and e.states is not None)
+    if measured is None or not measured.beats(wish.action_delay):
+        return []
+    best, used = measured.explained[measured.best], measured.explained[wish.action_delay]
+    return [
+        f"the next change of the recorded state is explained best by the action {measured.best} rows before it "
+        f"({best:.0%} of its variance, and {used:.0%} at action_delay = {wish.action_delay}); "
+        f"--set action_delay={measured.best} would train on that"
+    ]
 
 
 def choose_latents(
