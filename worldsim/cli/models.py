@@ -22,6 +22,14 @@ def add(app: typer.Typer) -> None:
         """Fetch a base model's weights into the Hub's cache; with --remote onto the volume."""
         return {"name": name, "revision": revision}
 
+    @command(group, "export", job="models-export")
+    def export(
+        run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder of a fine-tuned Wan.")] = None,
+        to: Annotated[str | None, typer.Option(metavar="NAME", help="diffusers or comfyui.")] = None,
+    ) -> dict[str, Any]:
+        """Write a fine-tuned model as diffusers or ComfyUI read it."""
+        return {"model": run, "to": to}
+
     @group.command("list")
     def list_models(
         shelf: Annotated[str | None, typer.Argument(help="One shelf only.")] = None,

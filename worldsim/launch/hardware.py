@@ -32,6 +32,7 @@ class Need:
 NEEDS: dict[str, Need] = {
     "convert": Need(cpus=8.0),
     "models-pull": Need(),
+    "models-export": Need(memory_gib=64.0),
     "extract-latents": Need("L40S", 4 * HOUR, distributed=True),
     "tokenize-world": Need("L40S", 4 * HOUR),
     "train": Need("H100", 8 * HOUR, distributed=True, cpus=8.0, memory_gib=64.0),

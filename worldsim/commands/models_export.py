@@ -1,0 +1,72 @@
+"""``worldsim models export``: a fine-tuned Wan as diffusers or ComfyUI read it; the conditioner goes along in its own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from worldsim.core.config import config
+from worldsim.core.errors import UserError
+from worldsim.core.runs import RunContext
+from worldsim.core.types import Result
+
+USES_TORCH = False
+
+
+@config
+class Config:
+    """What to export, and for whom.
+
+    Attributes:
+        model: run folder of a fine-tuned Wan, a WorldEval checkpoint, or the name of a random twin.
+        to: ``diffusers`` (``load_lora_weights``) or ``comfyui`` (the original's names).
+    """
+
+    model: str | None = None
+    to: Literal["diffusers", "comfyui"] = "diffusers"
+
+
+def default_out(config: Config) -> str:
+    return f"runs/models-export/{Path(config.model or 'none').stem}-{config.to}"
+
+
+def run(config: Config, context: RunContext) -> Result:
+    """Write the export into the run folder.
+
+    Raises:
+        UserError: no run was named, or it is no fine-tuned Wan.
+    """
+    from worldsim.world_models._wan_export import export, source
+
+    card, tensors = source(_named(config))
+    if Path(_named(config)).exists():
+        context.inputs["model"] = _named(config)
+    files = export(card, tensors, config.to, context.out)
+    size = sum(p.stat().st_size for name in files for p in _inside(context.out / name))
+    return Result(
+        metrics={
+            "files": files,
+            "bytes": size,
+            "base": card.base["model"],
+            "route": card.net.route,
+            "rank": card.net.rank,
+            "alpha": card.net.alpha,
+        },
+        summary=f"{'LoRA' if card.net.rank else 'transformer'} and conditioner of {config.model} for {config.to}: "
+        f"{', '.join(files)}",
+        next=f"cat {context.out / 'README.md'}",
+    )
+
+
+def _named(config: Config) -> str:
+    if config.model is None:
+        raise UserError("no run was named", "worldsim models export RUN --to diffusers")
+    return config.model
+
+
+def _inside(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+
+
+def plan(config: Config, seed: int = 0) -> dict[str, Any]:
+    return {"model": _named(config), "to": config.to}
