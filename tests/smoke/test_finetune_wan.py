@@ -171,16 +171,21 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(worldsim, dataset, tm
 
 
 def test_two_processes_share_the_work(worldsim, dataset, tmp_path):
-    """Columns are shared out, gradients averaged; one row per step, one checkpoint."""
+    """Columns and samples are shared out, gradients averaged; one row per step, one checkpoint. Clips of two lengths."""
     run = tmp_path / "run"
-    quick = ["--set", "train.steps=3", "--set", "train.batch=1"]
-    code, out, err = worldsim(
-        "finetune-wan", dataset, "--config", "smoke", *quick, "--nproc", "2", "--device", "cpu", "--out", run, "--json"
-    )
+    quick = ["--set", "train.steps=4", "--set", "train.batch=1", "--model", "tiny-i2v", "--size", "32x32"]
+    lengths = ["--frames", "21", "--set", "min_frames=17", "--set", "cache.hop=1", "--set", "cache.export=worldeval"]
+    processes = ["--nproc", "2", "--device", "cpu", "--out", run, "--json"]
+    code, out, err = worldsim("finetune-wan", dataset, "--config", "smoke", *quick, *lengths, *processes)
     assert code == 0, err
-    assert json.loads(out)["metrics"]["episodes"] == 4
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
-    assert world_models.load(run).card.frames == 9
+    result = json.loads(out)
+    assert result["metrics"]["episodes"] == 4
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert "clips of 17 to 21 frames" in result["summary"]
+    assert world_models.load(run).card.frames == 21
+    samples = [torch.load(path)["latents"].shape[1] for path in sorted((dataset / "train").glob("*.tensors.pth"))]
+    assert len(samples) == result["metrics"]["clips"]
+    assert set(samples) == {5, 6}
 
 
 def test_lost_episodes_are_counted_together_and_named(worldsim, dataset, tmp_path):
@@ -268,6 +273,12 @@ def test_dry_run_estimates_memory(worldsim, dataset, tmp_path):
     assert plan["parameters"] == pytest.approx(5.0e9, rel=0.05)
     assert 10 < plan["gpu_memory_gib"] < 16
     assert plan["tokens_per_clip"] == 5 * 2 * 4
+    code, out, err = worldsim(*words, "--set", "train.sharding=fsdp2", "--nproc", "8")
+    assert code == 0, err
+    shared = json.loads(out)["plan"]
+    assert (plan["processes"], shared["processes"]) == (1, 8)
+    assert shared["weights_gib"] < 0.3 * plan["weights_gib"]
+    assert shared["loading_main_memory_gib"] == pytest.approx(8 * plan["loading_main_memory_gib"], rel=0.02)
     assert not (dataset / "columns").exists()
 
 

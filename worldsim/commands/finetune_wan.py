@@ -212,7 +212,7 @@ def _card(config: Config, choice: Choice, encoded: Encoded, base: Base) -> WanCa
         height=choice.plan.height,
         width=choice.plan.width,
         fps=choice.fps,
-        frames=config.frames,
+        frames=max(bucket.spec.frames for bucket in encoded.clips.clips),
         histories=choice.plan.histories,
         camera=choice.plan.camera,
         action_column=encoded.action_column,

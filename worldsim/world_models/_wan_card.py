@@ -35,7 +35,7 @@ class WanCard:
     Attributes:
         base: ``{"model", "geometry", "revision"}``, see ``_wan_geometries.Base``.
         net: what is built around it.
-        height, width: pixels. fps: of its frames. frames: per clip, 4k + 1.
+        height, width: pixels. fps: of its frames. frames: of the longest clips, 4k + 1.
         histories: numbers of given latents it was trained with, ascending.
         camera: the camera it saw, or several stacked from top to bottom (``a+b``, see ``data.cameras``).
         action_column: ``raw``, or the column kind ``actions`` as ``plugin@fingerprint``.
