@@ -11,6 +11,7 @@ from worldsim.core.types import CameraInfo, Episode, FrameStream
 from worldsim.data.cameras import camera_stream, require_cameras, split_names, stacked_info
 from worldsim.data.scenes import SceneSpec, cut
 from worldsim.data.transforms import Cover
+from worldsim.data.video import VideoWriter, open_stream
 
 
 def in_blocks(frames: np.ndarray, size: int) -> FrameStream:
@@ -82,3 +83,19 @@ def test_wrong_stacks_are_one_sentence():
     episode.frames["top"] = in_blocks(episode.frames["top"].read()[:20], 5)
     with pytest.raises(BadEpisode, match="'front' has 23, 'top' has 20 frames"):
         camera_stream(episode, "front+top", 64, 64)
+
+
+def test_two_mp4s_stay_in_step(tmp_path):
+    """Lossy files, decoded as LeRobot's and Bridge's are, one by blocks of 16 frames and one by blocks of 5."""
+    episode = painted.episode(0, 40)
+    for camera, name in enumerate(("front", "top")):
+        with VideoWriter(tmp_path / f"{name}.mp4", 10, 64, 128) as writer:
+            writer.write(np.stack([painted.paint(700 + t, 64, 128, camera) for t in range(40)]))
+    front, top = (open_stream(tmp_path / f"{name}.mp4") for name in ("front", "top"))
+    episode.frames = {"front": front, "top": in_blocks(top.read(), 5)}
+    stream = camera_stream(episode, "top+front", 128, 128)
+    whole = np.concatenate(list(stream.blocks()))
+    for half in (slice(64), slice(64, 128)):
+        assert [painted.read_index(frame[half]) for frame in whole] == list(range(700, 740))
+    assert np.array_equal(stream.rows([39, 0, 7]), whole[[39, 0, 7]])
+    assert np.array_equal(whole[4], np.concatenate([top.rows([4])[0], front.rows([4])[0]]))
