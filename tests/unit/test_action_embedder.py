@@ -71,3 +71,29 @@ def test_every_parameter_gets_a_gradient(embedder, actions):
 def test_an_incomplete_group_is_refused(embedder):
     with pytest.raises(UserError, match="groups of 8"):
         embedder(torch.zeros(1, 11, R, A))
+
+
+def test_running_sums_look_back_only():
+    torch.manual_seed(0)
+    embedder = ActionEmbedder(4, 2, 8, 16, sums=True)
+    torch.nn.init.normal_(embedder.net[-1].weight)
+    actions = torch.randn(1, 16, 1, 2)
+    before = embedder(actions)
+    for t in range(16):
+        changed = actions.clone()
+        changed[:, t] += 1.0
+        moved = (embedder(changed) != before).any(-1)[0]
+        first = t // 4 + 1
+        assert not moved[:first].any(), f"action {t} reached a latent before {first}"
+        assert moved[first:].all(), f"action {t} must be felt in every latent from {first} on"
+
+
+def test_running_sums_tell_where_differences_led():
+    """Two groups with equal rows differ only by what came before them."""
+    torch.manual_seed(0)
+    actions = torch.ones(1, 8, 1, 1)
+    for sums, equal in ((False, True), (True, False)):
+        embedder = ActionEmbedder(4, 1, 8, 16, sums=sums)
+        torch.nn.init.normal_(embedder.net[-1].weight)
+        out = embedder(actions)
+        assert torch.equal(out[:, 1], out[:, 2]) is equal

@@ -107,6 +107,8 @@ class Config:
         actions: ``raw``, or a column that extract-latents made, as ``plugin`` or ``plugin@fingerprint``.
         action_delay: rows between a command and its visible effect.
         action_dropout: share of clips whose actions are hidden, so that action guidance exists.
+        action_sums: the conditioner also sees the actions' running sums since the clip began; for actions that are
+            differences or velocities, whose sum is where things are by then.
         normalise: ``mean-std``, or ``quantile`` (1 % … 99 % onto -1 … 1).
         route: how actions enter the transformer.
         hidden: width of the conditioner; the route's own when null (that of the transformer).
@@ -132,6 +134,7 @@ class Config:
     actions: str = "raw"
     action_delay: int = 0
     action_dropout: float = 0.1
+    action_sums: bool = False
     normalise: Kind = "mean-std"
     route: str = "patch-add"
     hidden: int | None = None
@@ -156,6 +159,8 @@ class Config:
         check_route(self.route)
         if not 0 <= self.action_dropout < 1:
             raise ValueError(f"action_dropout must lie in [0, 1), but is {self.action_dropout}")
+        if self.action_sums and not find(self.route).aligned:
+            raise ValueError(f"action_sums: the route {self.route} pools a clip's actions and knows no order to sum in")
 
 
 def run(config: Config, context: RunContext) -> Result:
@@ -234,6 +239,7 @@ def _net_spec(config: Config, base: Base, action_dim: int, stride: int) -> NetSp
         hidden=config.hidden or find(config.route).hidden(base.geometry, action_dim),
         rank=config.lora.rank,
         alpha=config.lora.alpha if config.lora.alpha is not None else float(config.lora.rank),
+        sums=config.action_sums,
     )
 
 
@@ -297,8 +303,12 @@ def _report(config: Config, context: RunContext, choice: Choice, encoded: Encode
     )
 
 
-def plan(config: Config, seed: int = 0) -> dict[str, Any]:
-    """What would be trained on, how large the columns get, and an estimate of memory. Decodes and encodes nothing."""
+def plan(config: Config, seed: int = 0, processes: int = 1) -> dict[str, Any]:
+    """What would be trained on, how large the columns get, and an estimate of memory. Decodes and encodes nothing.
+
+    Args:
+        processes: that would train together; what each of them needs depends on it with ``train.sharding``.
+    """
     wish, base = _wish(config), resolve(config.model, config.revision)
     source = open_dataset(wish.data, config.format)
     try:
@@ -308,9 +318,17 @@ def plan(config: Config, seed: int = 0) -> dict[str, Any]:
         source.close()
     window, geometry = choice.plan.window, base.geometry
     grid = (choice.plan.height // geometry.stride) * (choice.plan.width // geometry.stride)
-    latents = latent_count(config.frames)
+    latents = latent_count(max(choice.clips))
     spec = _net_spec(config, base, dim, window.stride)
-    needed = estimate(geometry, spec, latents * grid // 4, config.train.batch, config.train.gradient_checkpointing)
+    needed = estimate(
+        geometry,
+        spec,
+        latents * grid // 4,
+        config.train.batch,
+        config.train.gradient_checkpointing,
+        processes=processes,
+        sharded=config.train.sharding == "fsdp2",
+    )
     copies = 1 + (len(choice.plan.histories) if geometry.family == "i2v" else 0)
     stored = sum(latent_count(frames) * clips for frames, clips in choice.clips.items())
     return {
@@ -325,6 +343,7 @@ def plan(config: Config, seed: int = 0) -> dict[str, Any]:
         "columns_gib": round(stored * copies * geometry.channels * grid * 2 / 2**30, 3),
         "base_revision": base.revision,
         "notes": [*choice.left_out, *choice.notes],
+        "processes": processes,
         **_memory(needed),
     }
 
@@ -346,4 +365,5 @@ def _memory(needed: Estimate) -> dict[str, Any]:
         "optimizer_gib": round(needed.optimizer / 2**30, 2),
         "activations_gib": round(needed.activations / 2**30, 2),
         "gpu_memory_gib": round(needed.total / 2**30, 1),
+        "loading_main_memory_gib": round(needed.host / 2**30, 1),
     }

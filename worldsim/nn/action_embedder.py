@@ -26,14 +26,18 @@ class ActionEmbedder(nn.Module):
         hidden: width of the two hidden layers.
         indexed: also tell each vector which latent it is for (sines and cosines of its index, before the last layer), for
             readers that would not know it, such as cross-attention.
+        sums: also show each group the running sums of its rows since the clip began: where motion that is told in
+            differences has led by then. A sum looks back only, so the alignment stays.
     """
 
-    def __init__(self, rows: int, action_dim: int, dim: int, hidden: int, indexed: bool = False) -> None:
+    def __init__(
+        self, rows: int, action_dim: int, dim: int, hidden: int, indexed: bool = False, sums: bool = False
+    ) -> None:
         super().__init__()
-        self.rows, self.action_dim, self.dim, self.indexed = rows, action_dim, dim, indexed
+        self.rows, self.action_dim, self.dim, self.indexed, self.sums = rows, action_dim, dim, indexed, sums
         last = nn.Linear(hidden, dim)
         self.net = nn.Sequential(
-            nn.Linear(rows * action_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last
+            nn.Linear(rows * action_dim * (1 + sums), hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last
         )
         self.given = nn.Parameter(torch.zeros(dim))
         self.null = nn.Parameter(torch.zeros(dim))
@@ -52,6 +56,8 @@ class ActionEmbedder(nn.Module):
         rows = actions.reshape(batch, -1, self.action_dim)
         if rows.shape[1] % self.rows:
             raise UserError(f"{rows.shape[1]} action rows do not fill groups of {self.rows}; a clip has 4k + 1 frames")
+        if self.sums:
+            rows = torch.cat([rows, rows.cumsum(1) / self.rows**0.5], dim=-1)
         driven = self._driven(rows.reshape(batch, rows.shape[1] // self.rows, -1))
         hide = torch.zeros(batch, dtype=torch.bool, device=actions.device) if dropped is None else dropped
         driven = torch.where(hide[:, None, None], self.null.to(driven.dtype), driven)

@@ -1,4 +1,4 @@
-"""How much accelerator memory training takes, before anything is rented."""
+"""How much memory training takes, on each device and in all, before anything is rented."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch import nn
 
 from worldsim.world_models._wan_geometries import Geometry
 from worldsim.world_models._wan_net import NetSpec, WanNet
@@ -18,7 +19,11 @@ OVERHEAD_BYTES = 1.5e9
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by use, and parameters."""
+    """Bytes by use on one device, and parameters of the whole model.
+
+    Attributes:
+        host: main memory while the weights are loaded, all processes together.
+    """
 
     parameters: int
     trained: int
@@ -27,6 +32,7 @@ class Estimate:
     optimizer: float
     activations: float
     encoders: float
+    host: float
 
     @property
     def total(self) -> float:
@@ -34,11 +40,24 @@ class Estimate:
         return max(self.weights + self.optimizer + self.activations, self.encoders) + OVERHEAD_BYTES
 
 
-def estimate(geometry: Geometry, spec: NetSpec, tokens: int, batch: int, checkpointing: bool) -> Estimate:
-    """
+def estimate(
+    geometry: Geometry,
+    spec: NetSpec,
+    tokens: int,
+    batch: int,
+    checkpointing: bool,
+    *,
+    processes: int = 1,
+    sharded: bool = False,
+) -> Estimate:
+    """What one process needs.
+
     Args:
-        tokens: video tokens of one clip.
-        batch: clips per forward pass.
+        tokens: video tokens of one clip, the longest there is.
+        batch: clips per forward pass and process.
+        processes: that train together.
+        sharded: FSDP2 over them. What lies outside the blocks is whole from a forward pass to the end of its backward
+            pass, and two blocks are: one computes while the next one comes together.
 
     Counted from the real module without its weights. Activations of one block, in units of tokens x width: fp32 norms and
     residuals 12, queries, keys, values and attention 10, and six fp32 modulations where each latent has its own time; the
@@ -51,15 +70,30 @@ def estimate(geometry: Geometry, spec: NetSpec, tokens: int, batch: int, checkpo
     width, layers = geometry.width, geometry.transformer["num_layers"]
     block = _block(geometry, net.per_latent, batch * tokens)
     live = block + (layers - 1) * batch * tokens * width * 2 if checkpointing else layers * block
+    whole = _weights(net)
+    moments = trained * (4.0 + 8.0 + 4.0)  # gradient, AdamW's moments, average
+    weights = whole
+    if sharded and processes > 1:
+        one = _weights(net.transformer.blocks[0])
+        weights = whole / processes + (whole - layers * one) + 2 * one
+        moments /= processes
+    elif processes > 1:
+        moments += trained * 4.0  # DDP's buckets
     return Estimate(
         parameters=parameters,
         trained=trained,
         tokens=tokens,
-        weights=(parameters - trained) * 2.0 + trained * 4.0,
-        optimizer=trained * (4.0 + 8.0 + 4.0),  # gradient, AdamW's moments, average
+        weights=weights,
+        optimizer=moments,
         activations=float(live),
         encoders=0.0 if geometry.random else TEXT_ENCODER_BYTES,
+        host=processes * whole,
     )
+
+
+def _weights(module: nn.Module) -> float:
+    """Bytes of its parameters in training: trained ones in fp32, frozen ones in bf16."""
+    return float(sum(p.numel() * (4 if p.requires_grad else 2) for p in module.parameters()))
 
 
 def _block(geometry: Geometry, per_latent: bool, tokens: int) -> float:

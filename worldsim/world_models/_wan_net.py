@@ -34,6 +34,7 @@ class NetSpec:
         rank: LoRA rank; 0 trains every weight of the transformer instead.
         alpha: LoRA scale is alpha / rank.
         targets: endings of the names of the layers that get a LoRA.
+        sums: the conditioner also sees the running sums of the rows.
     """
 
     action_dim: int
@@ -43,6 +44,7 @@ class NetSpec:
     rank: int
     alpha: float
     targets: tuple[str, ...] = LORA_TARGETS
+    sums: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))  # JSON knows lists only

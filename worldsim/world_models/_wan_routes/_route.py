@@ -50,4 +50,4 @@ class Route:
 
 def per_latent(geometry: Geometry, spec: NetSpec) -> ActionEmbedder:
     """One vector of the transformer's width per latent."""
-    return ActionEmbedder(PACK * spec.rows_per_frame, spec.action_dim, geometry.width, spec.hidden)
+    return ActionEmbedder(PACK * spec.rows_per_frame, spec.action_dim, geometry.width, spec.hidden, sums=spec.sums)

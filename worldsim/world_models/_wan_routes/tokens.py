@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def conditioner(geometry: Geometry, spec: NetSpec) -> ActionEmbedder:
     """Vectors of the text's width. Cross-attention has no positions, so each is told which latent it drives."""
     width = geometry.transformer["text_dim"]
-    return ActionEmbedder(PACK * spec.rows_per_frame, spec.action_dim, width, spec.hidden, indexed=True)
+    return ActionEmbedder(PACK * spec.rows_per_frame, spec.action_dim, width, spec.hidden, indexed=True, sums=spec.sums)
 
 
 def attach(transformer: WanTransformer3DModel, injection: Injection) -> None:
