@@ -66,7 +66,7 @@ def test_a_chunks_rows_have_seen_its_start_and_nothing_after(twins, name, camera
     extractor = twins[name]
     before = extractor.extract(painted.episode(num_frames=FRAMES))
     history = 2 if name == "diffusion" else 1
-    for frame in (0, 1, 3, 4, 7, 8, 9):
+    for frame in (0, 3, 4, 5, 7, 9) if camera == "cam_top" else (3, 4):
         changed = np.abs(extractor.extract(repainted(frame, camera)) - before).max(axis=1) > 0
         starts = [start for start in range(0, FRAMES, CHUNK) if frame <= start < frame + history]
         expected = [any(start <= row < start + CHUNK for start in starts) for row in range(FRAMES)]
@@ -325,6 +325,34 @@ def test_language_policies_load_every_weight_of_their_file(twins, tmp_path, name
     own, theirs = loaded.policy.state_dict(), extractor.loaded.policy.state_dict()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
+
+
+def test_what_smolvlas_language_model_needs_is_said(twins, tmp_path, monkeypatch):
+    """Its config and tokenizer are not in the policy's file; LeRobot would run it in bfloat16 where it asked for weights."""
+    from lerobot.policies.smolvla import smolvlm_with_expert
+
+    extractor = twins["smolvla"]
+    extractor.loaded.policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"load_vlm_weights": True}))
+    found = checkpoints.read(str(tmp_path), "smolvla", extractor.HEAD, pipelines=False)
+    fresh = type(extractor)(found, "cpu", Options())
+    parts = {"prepare": fresh.prepare, "rename_keys": fresh.rename_keys, "pipelines": False}
+    with pytest.raises(UserError, match="cannot be built") as error:
+        load(found, "cpu", **parts)
+    assert error.value.command == "hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    with _twins.tiny_smolvlm():
+        model = load(found, "cpu", **parts).policy.model
+        assert model.vlm_with_expert.vlm.dtype == torch.bfloat16
+        assert model.action_out_proj.weight.dtype == torch.float32
+
+        def lacking(name):
+            raise ImportError("Package `num2words` is required to run SmolVLM processor.")
+
+        monkeypatch.setattr(smolvlm_with_expert.AutoProcessor, "from_pretrained", lacking)
+        with pytest.raises(UserError, match="needs a package") as error:
+            load(found, "cpu", **parts)
+        assert error.value.command == "uv pip install num2words"
 
 
 def test_a_tensor_that_is_shared_may_be_absent(tmp_path):

@@ -84,9 +84,9 @@ def _build(folder: Path, config: Any) -> Any:
     try:
         return get_policy_class(config.type)(config)
     except ImportError as error:
-        raise UserError(
-            f"the policy {folder} needs a package: {error}", f"uv pip install 'lerobot[{config.type}]'"
-        ) from error
+        # lerobot[smolvla] would bring an older transformers along
+        package = "num2words" if "num2words" in str(error) else f"'lerobot[{config.type}]'"
+        raise UserError(f"the policy {folder} needs a package: {error}", f"uv pip install {package}") from error
     except OSError as error:
         backbone = getattr(config, "vlm_model_name", None)
         raise UserError(
