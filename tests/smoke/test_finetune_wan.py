@@ -136,8 +136,16 @@ def test_the_trainer_never_holds_an_encoder(worldsim, dataset, tmp_path, monkeyp
     assert code == 0, err
 
 
-@pytest.mark.parametrize("model", ["tiny-t2v", "tiny-i2v"])
-@pytest.mark.parametrize("route", ["patch-add", "adaln"])
+@pytest.mark.parametrize(
+    ("model", "route"),
+    [
+        ("tiny-t2v", "patch-add"),
+        ("tiny-t2v", "adaln"),
+        ("tiny-i2v", "adaln"),
+        ("tiny-i2v", "tokens"),
+        ("tiny-i2v", "worldeval"),
+    ],
+)
 def test_every_family_and_route_trains(worldsim, dataset, tmp_path, model, route):
     run = tmp_path / "run"
     words = ["--model", model, "--route", route, "--size", "32x32", "--frames", "5", "--fps", "5"]

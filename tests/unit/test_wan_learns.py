@@ -32,7 +32,7 @@ class Notebook:
         return np.zeros((len(latents), 9, 32, 64, 3), np.uint8)
 
 
-@pytest.mark.parametrize(("twin", "route"), [("tiny-ti2v", "patch-add"), ("tiny-i2v", "adaln")])
+@pytest.mark.parametrize(("twin", "route"), [("tiny-ti2v", "patch-add"), ("tiny-i2v", "adaln"), ("tiny-ti2v", "tokens")])
 def test_actions_choose_between_two_learned_futures(twin, route):
     torch.manual_seed(0)
     base = resolve(twin)

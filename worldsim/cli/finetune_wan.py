@@ -21,7 +21,7 @@ def add(app: typer.Typer) -> None:
         size: Annotated[str | None, typer.Option(metavar="HxW", help="Pixels of the clips.")] = None,
         model: Annotated[str | None, typer.Option(metavar="NAME|PATH", help="Base model; see models list.")] = None,
         actions: Annotated[str | None, typer.Option(metavar="raw|COLUMN", help="What drives the video.")] = None,
-        route: Annotated[str | None, typer.Option(metavar="NAME", help="How actions enter the transformer.")] = None,
+        route: Annotated[str | None, typer.Option(metavar="NAME", help="patch-add, adaln, tokens or worldeval.")] = None,
         columns: Annotated[str | None, typer.Option(metavar="DIR", help="Where columns go when DATA is read-only.")] = None,
     ) -> dict[str, Any]:
         """Fine-tune a Wan video model on robot episodes so that it follows actions."""
