@@ -94,3 +94,15 @@ def write_base(bases: Path) -> None:
     torch.manual_seed(0)
     WanTransformer3DModel(**GEOMETRY.transformer).save_pretrained(folder / "transformer")
     (folder / "model_index.json").write_text(json.dumps({"expand_timesteps": True}))
+
+
+class Follower:
+    """A world model of that world which needs no training: it paints what it is told."""
+
+    height = width = SIDE
+    fps, context_frames = 10.0, 1
+    action_spec = None
+
+    def rollout(self, context, actions, *, num_samples: int = 1, seeds=None) -> np.ndarray:
+        films = np.stack([[picture(rows[-1]) for rows in steps] for steps in np.asarray(actions)])
+        return np.repeat(films[:, None], num_samples, axis=1)

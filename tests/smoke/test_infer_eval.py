@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import dreams, painted
+from tests import dreams, moving, painted
 from tests.dreams import run_eval, run_infer
 from worldsim.commands import eval_video, infer
 from worldsim.core.errors import PartialResult, UserError
@@ -443,3 +443,84 @@ def test_command_line(worldsim, tmp_path, data) -> None:
     assert (tmp_path / "e" / "report" / "index.html").exists()
     code, out, err = worldsim("eval", "video", data, "--model", "copy", "--dry-run", "--json", "--config", "smoke")
     assert code == 0, err
+
+
+# --- what a score may not be ------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_forced_model_is_not_scored_unless_told_and_then_says_so_everywhere(
+    tmp_path, data, models, capsys
+) -> None:
+    models["echo"].teacher_forced = True
+    with pytest.raises(UserError, match="have seen the true frames") as error:
+        run_eval(tmp_path / "no", data, episodes="all")
+    assert "--set allow_teacher_forced=true" in error.value.command
+    assert not list((tmp_path / "no").rglob("*.npz")), "nothing was imagined"
+    result, context = run_eval(tmp_path / "yes", data, episodes="all", allow_teacher_forced=True)
+    assert result.metrics["teacher_forced"] is True
+    assert any(note.startswith("TEACHER-FORCED") for note in context.notes)
+    assert "TEACHER-FORCED" in capsys.readouterr().err
+    assert "model (TEACHER-FORCED)" in result.summary
+    assert json.loads((tmp_path / "yes" / "scores.json").read_text())["teacher_forced"] is True
+    page = (tmp_path / "yes" / "report" / "index.html").read_text()
+    assert 'role="alert">TEACHER-FORCED' in page
+    assert "model (TEACHER-FORCED)" in page
+
+
+def test_a_teacher_forced_baseline_is_refused_too(tmp_path, data, models) -> None:
+    models["other"] = dreams.Echo()
+    models["other"].teacher_forced = True
+    with pytest.raises(UserError, match="other is driven by latent actions"):
+        run_eval(tmp_path, data, baseline="other")
+
+
+def test_episodes_that_the_model_has_seen_are_named(tmp_path, data, models) -> None:
+    """What the model says it was trained on counts, whatever the dataset's split says."""
+    ids = open_dataset(data).ids()
+    models["echo"].train_episodes = (ids[3],)
+    _, context = run_eval(tmp_path / "seen", data, episodes="2,3")
+    assert any("1 of 2 episodes were trained on by this model" in note and ids[3] in note for note in context.notes)
+    _, context = run_eval(tmp_path / "fresh", data, episodes="0,1")
+    assert not any("trained on" in note or "training part" in note for note in context.notes)
+
+
+@pytest.fixture
+def follower(tmp_path, models) -> Path:
+    """A dataset in which actions differ from episode to episode, and ``follower``, a model that does what it is told."""
+    models["follower"] = moving.Follower()
+    return moving.write(tmp_path / "moving", 8, 6)
+
+
+def test_the_gap_is_told_per_frame(tmp_path, follower) -> None:
+    """Each predicted frame's gap is the mean over episodes of own minus other, with an interval around it."""
+    run_eval(tmp_path, follower, "follower", episodes="all", frames=5, metrics=["motion_psnr"])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    own, other = (np.array(scores["per_episode"][row]["motion_psnr"], float) for row in ("model", "permuted"))
+    told = scores["permutation"]["per_horizon"]
+    assert told["mean"] == pytest.approx(np.nanmean(own - other, axis=0))
+    assert min(told["mean"]) > 1
+    assert all(low <= mean <= high for low, mean, high in zip(told["low"], told["mean"], told["high"]))
+    assert "permutation gap ↑" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_too_few_episodes_are_no_proof(tmp_path, follower, capsys) -> None:
+    result, _ = run_eval(tmp_path, follower, "follower", episodes="0,1,2", frames=5, metrics=["motion_psnr"])
+    assert result.metrics["permutation_gap"] > 1
+    assert result.metrics["follows_actions"] is False
+    assert "NOT SHOWN TO FOLLOW ITS ACTIONS: 3 episodes are too few" in " ".join(
+        capsys.readouterr().err.replace("!!", "").split()
+    )
+
+
+def test_actions_stand_under_the_films_that_they_made(tmp_path, follower) -> None:
+    """The film of permuted actions has the other episode's trace, all others the episode's own."""
+    run_eval(tmp_path, follower, "follower", episodes="all", frames=4, clips=2, metrics=["motion_psnr"])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count('class="trace"') == 6
+    first = page.split('class="card episode"')[1]
+    drawn = [part.split("</svg>")[0] for part in first.split('<svg class="trace"')[1:]]
+    lines = [part[part.index("<polyline") :] for part in drawn]
+    assert lines[0] == lines[1]
+    assert lines[0] != lines[2], "another episode's actions are others"
+    assert '<span class="key"></span>x</span>' in page, "the line has the name of its action"
+    assert (tmp_path / "report" / "contact.png").stat().st_size > 1000
