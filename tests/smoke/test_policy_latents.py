@@ -121,7 +121,7 @@ def test_every_frame_is_marked_teacher_forced(worldsim, policies, data, tmp_path
 @torch.no_grad()
 def test_compat_is_the_references_formula(worldsim, policies, data, tmp_path):
     """Bare model, images in 0..1, states as recorded, one start after the other, whole chunks, rows cut to the episode."""
-    words = ("--extractor", "act", "--policy", policies.act, "--set", "compat=worldeval", "--set", "batch=1")
+    words = ("--extractor", "act", "--policy", policies.act, "--set", "compat=worldeval")
     code, _, err = worldsim("extract-latents", data, *words, "--out", "run")
     assert code == 0, err
     column = columns.find(data, "actions", "act")

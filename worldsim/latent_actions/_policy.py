@@ -130,6 +130,11 @@ class PolicyLatents:
         """Rows that one observation gives: the steps that the policy executes before it looks again."""
         return int(self.checkpoint.config["n_action_steps"])
 
+    @property
+    def batch(self) -> int:
+        """Observations per forward pass."""
+        return self.options.batch
+
     def params(self) -> dict[str, Any]:
         """``teacher_forced``: every row has seen the true picture of its own frame."""
         chunk = 1 if self.options.mode == "frame" else self.chunk
@@ -177,10 +182,9 @@ class PolicyLatents:
         return rows
 
     def plans(self, episode: Episode, starts: np.ndarray) -> Iterator[Plans]:
-        """The policy's plans at ``starts`` (int64), ``options.batch`` at a time. Noise depends on (seed, episode, start)."""
-        for at in range(0, len(starts), self.options.batch):
-            some = starts[at : at + self.options.batch]
-            yield self._plan(episode, some)
+        """The policy's plans at ``starts`` (int64), ``batch`` at a time. Noise depends on (seed, episode, start)."""
+        for at in range(0, len(starts), self.batch):
+            yield self._plan(episode, starts[at : at + self.batch])
 
     @torch.no_grad()
     def _plan(self, episode: Episode, starts: np.ndarray) -> Plans:

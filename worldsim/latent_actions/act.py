@@ -46,6 +46,11 @@ class Act(PolicyLatents):
         """The executed steps; the reference takes whole chunks."""
         return int(self.checkpoint.config[self.CHUNK]) if self.options.compat else super().chunk
 
+    @property
+    def batch(self) -> int:
+        """The reference hands over one observation at a time; another batch changes the last bits."""
+        return 1 if self.options.compat else super().batch
+
     def prepare(self, config: Any) -> None:
         config.pretrained_backbone_weights = None  # the file holds the backbone; nothing is downloaded to be replaced
 
