@@ -342,6 +342,28 @@ def test_the_action_column_of_a_model_travels_too(job, columns: Path, tmp_path: 
         assert {item.key: item.keep for item in inputs} == {"data": keep, "model": None}
 
 
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_another_programs_checkpoint_travels_with_its_note_and_its_column(
+    job, fake: FakeBackend, columns: Path, tmp_path: Path, form: str
+) -> None:
+    path, note = tmp_path / "ep30.ckpt", tmp_path / "ep30.yaml"
+    weights = path if form == "file" else path / "checkpoint" / "mp_rank_00_model_states.pt"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"w")
+    places = set()
+    for actions in ("lapa@ab", "raw"):
+        note.write_text(f"fps: 5\nsize: 32x32\ncamera: c\nactions: {actions}\n")
+        task, inputs = upload.remote_task(job(data="data/set", model="ep30.ckpt").task)
+        assert [item.keep for item in inputs] == ["columns/actions" if actions == "lapa@ab" else None, None, None]
+        assert {Path(item.remote).parent for item in inputs[1:]} == {Path(task.config["model"].removeprefix("vol:")).parent}
+        places.add(task.config["model"])
+    assert len(places) == 2, "another note is another input"
+    launch(job(data="data/set", model="ep30.ckpt"))
+    there = fake.volume("worldsim") / task.config["model"].removeprefix("vol:")
+    assert there.exists()
+    assert there.with_suffix(".yaml").read_text() == note.read_text()
+
+
 def test_a_folder_of_columns_is_sent_with_its_columns(job, fake: FakeBackend, columns: Path) -> None:
     sent = _sent(fake, job(columns="data/set"))
     assert set(sent) >= {*ACTION_COLUMNS, "columns/latents/vae@ef/e.npy", "columns/latent/x.npy"}

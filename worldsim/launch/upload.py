@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from worldsim.core.config import fingerprint
 from worldsim.core.errors import UserError
 from worldsim.core.files import TEMPORARY, file_digest, folder_digest, read_json
 from worldsim.core.task import Task
 from worldsim.launch.records import load_all
+from worldsim.world_models._worldeval_files import beside, find, note_of
 
 VOL = "vol:"
 COLUMNS, ACTIONS = "columns", "actions"
@@ -88,17 +90,29 @@ def remote_task(task: Task, *, hashed: bool = True) -> tuple[Task, list[Input]]:
         if value.startswith(VOL):
             return VOL + _inside(key, value.removeprefix(VOL))
         if (leaf in INPUT_KEYS and path.exists()) or _is_action_file(leaf, value, path):
-            keep = _kept(leaf, path, task.config)
-            remote = f"data/{digest(path, keep) if hashed else '<content hash>'}/{path.resolve().name}"
-            size = sum(file.stat().st_size for file, _ in files_of(path, keep))
-            inputs.append(Input(key, path, remote, size, keep))
-            return VOL + remote
+            keep, note = _kept(leaf, path, task.config), _note(leaf, path)
+            folder = f"data/{_content(path, keep, note) if hashed else '<content hash>'}"
+            for one in (path, note) if note else (path,):
+                size = sum(file.stat().st_size for file, _ in files_of(one, keep))
+                inputs.append(Input(key, one, f"{folder}/{one.resolve().name}", size, keep))
+            return f"{VOL}{folder}/{path.resolve().name}"
         if leaf in INPUT_KEYS and value in outs:
             return VOL + outs[value]  # the output of an earlier remote run, still on the volume
         _refuse_local(key, value, path)
         return value
 
     return replace(task, config=map_strings(task.config, place)), inputs
+
+
+def _note(leaf: str, path: Path) -> Path | None:
+    """The file that says how another program's checkpoint was trained, and lies beside it."""
+    return note_of(path) if leaf in MODEL_KEYS and find(path) == path else None
+
+
+def _content(path: Path, keep: str | None, note: Path | None) -> str:
+    """12 hex digits of an input and the note beside it."""
+    own = digest(path, keep)
+    return own if note is None else fingerprint([own, digest(note)])
 
 
 def _is_action_file(leaf: str, value: str, path: Path) -> bool:
@@ -121,9 +135,13 @@ def _kept(leaf: str, path: Path, config: dict[str, Any]) -> str | None:
 
 
 def _action_column(model: Any) -> str | None:
-    """The action column that a local run folder's model is driven by."""
-    card = Path(str(model), "checkpoint", "card.json").expanduser()
-    return read_json(card).get("action_column") if card.is_file() else None
+    """The action column that the model of a local run folder, or of another program's checkpoint, is driven by."""
+    path = Path(str(model)).expanduser()
+    card = path / "checkpoint" / "card.json"
+    if card.is_file():
+        return read_json(card).get("action_column")
+    other = find(path)
+    return beside(other).actions if other is not None and note_of(other) is not None else None
 
 
 def _inside(key: str, path: str) -> str:

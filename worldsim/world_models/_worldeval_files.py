@@ -127,16 +127,21 @@ def _partitioned(path: Path) -> bool:
     return any(next(folder.glob(PARTITIONED), None) is not None for folder in _folders(path))
 
 
+def note_of(path: Path) -> Path | None:
+    """The file beside a checkpoint that says how it was trained; None where there is none."""
+    notes = (path.with_suffix(suffix) for suffix in (".yaml", ".yml", ".json"))
+    return next((note for note in notes if note.is_file()), None)
+
+
 def beside(path: Path) -> Beside:
     """``<name>.yaml``, ``.yml`` or ``.json`` beside a checkpoint.
 
     Raises:
         UserError: there is none, or a key is missing, unknown or wrong; says which and where.
     """
-    for suffix in (".yaml", ".yml", ".json"):
-        note = path.with_suffix(suffix)
-        if note.is_file():
-            return _read(note)
+    found = note_of(path)
+    if found is not None:
+        return _read(found)
     note = path.with_suffix(".yaml")
     raise UserError(
         f"{path} does not say how it was trained; write fps, size, camera and actions (and base, if it is not "
