@@ -64,7 +64,16 @@ class Victim:
     before: tuple[str, ...] = ()
 
 
-LONGER = ("--set", "train.steps=200", "--set", "train.checkpoint_every=20")
+LONGER = (
+    "--set",
+    "train.steps=200",
+    "--set",
+    "train.checkpoint_every=20",
+    "--set",
+    "cache.hop=1",
+    "--set",
+    "cache.batch=1",
+)
 MODEL = ("finetune-wan", "{data}", "--config", "smoke", "--device", "cpu", "--out", "{model}")
 ALL = ("--episodes", "all", "--set", "max_episodes=null", "--set", "frames=12")
 VICTIMS = {

@@ -96,7 +96,8 @@ def measure(work: arms.Work, folder: Path, turns: int) -> dict[str, Any]:
     began = time.perf_counter()
     arms.ours(work, folder / "run", work.batch, steps=1)
     encode = first - (time.perf_counter() - began)
-    plain, found = arms.Plain(work), {name: [] for name in ("ours", "ours_1", "plain", "floor")}
+    plain = arms.Plain(work)
+    found: dict[str, list[arms.Turn]] = {name: [] for name in ("ours", "ours_1", "plain", "floor")}
     for _ in range(turns):
         found["ours"].append(arms.ours(work, folder / "run", work.batch))
         found["plain"].append(plain.turn())

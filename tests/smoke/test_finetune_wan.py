@@ -179,11 +179,11 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(worldsim, dataset, tm
 
 
 def test_two_processes_share_the_work(worldsim, dataset, tmp_path):
-    """Columns and samples are shared out, gradients averaged; one row per step, one checkpoint. Clips of two lengths."""
+    """Columns, samples and weights (FSDP2) are shared out; one row per step, one whole checkpoint. Clips of two lengths."""
     run = tmp_path / "run"
     quick = ["--set", "train.steps=4", "--set", "train.batch=1", "--model", "tiny-i2v", "--size", "32x32"]
     lengths = ["--frames", "21", "--set", "min_frames=17", "--set", "cache.hop=1", "--set", "cache.export=worldeval"]
-    processes = ["--nproc", "2", "--device", "cpu", "--out", run, "--json"]
+    processes = ["--nproc", "2", "--set", "train.sharding=fsdp2", "--device", "cpu", "--out", run, "--json"]
     code, out, err = worldsim("finetune-wan", dataset, "--config", "smoke", *quick, *lengths, *processes)
     assert code == 0, err
     result = json.loads(out)

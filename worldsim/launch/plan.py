@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -13,6 +15,7 @@ from worldsim.launch import upload
 from worldsim.launch.cost import Hardware, hardware
 from worldsim.launch.hardware import need
 from worldsim.launch.job import Job
+from worldsim.launch.local import processes
 from worldsim.launch.records import run_id
 from worldsim.worker import command_module
 
@@ -31,7 +34,8 @@ def describe(job: Job) -> dict[str, Any]:
     rented = hardware(need(job.command, job.recipe), job.launch) if job.launch.remote else None
     remote = _remote(job) if rented else None
     there = bool(remote and remote["on_volume"])  # a plan made here could not look at those inputs
-    plan = module.plan(config, seed=job.seed) if hasattr(module, "plan") and not there else {}
+    count = _processes(job, rented)
+    plan = _plan(module, config, job.seed, count) if hasattr(module, "plan") and not there else {}
     out: dict[str, Any] = {
         "status": "dry-run",
         "command": job.command,
@@ -42,9 +46,22 @@ def describe(job: Job) -> dict[str, Any]:
         "plan": plan,
     }
     if rented is None:
-        processes = "one per GPU" if job.launch.nproc is None else job.launch.nproc
-        return out | {"hardware": {"where": "this machine", "cpus": os.cpu_count(), "processes": processes}}
+        wanted = "one per GPU" if job.launch.nproc is None else job.launch.nproc
+        return out | {"hardware": {"where": "this machine", "cpus": os.cpu_count(), "processes": wanted}}
     return out | {"hardware": rented.to_values(), "remote": remote, "fits": fits(plan, rented)}
+
+
+def _processes(job: Job, rented: Hardware | None) -> int:
+    """How many processes the job would get, there or here."""
+    if rented is None:
+        return processes(job.task, job.launch.nproc)
+    return job.launch.nproc or max(rented.gpu_count, 1)
+
+
+def _plan(module: ModuleType, config: Any, seed: int, count: int) -> dict[str, Any]:
+    """The command's own plan; one whose needs depend on the number of processes is told it."""
+    told = {"processes": count} if "processes" in inspect.signature(module.plan).parameters else {}
+    return module.plan(config, seed=seed, **told)
 
 
 def _on_volume(task: Task, inputs: list[upload.Input]) -> list[dict[str, str]]:
