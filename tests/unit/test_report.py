@@ -305,11 +305,11 @@ def test_table_for_a_terminal_lines_up() -> None:
 
 KEYS = """<script>
 const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-const told = (name) => setTimeout(() => {
+const told = (name) => {
   const card = players[active].card;
   const shown = [card.querySelector("output").textContent, card.querySelector(".cursor").getAttribute("x1")];
   page.dataset[name] = [active, ...shown].join("|");
-}, 400);
+};
 setTimeout(() => { press("ArrowRight"); told("one"); }, 500);
 setTimeout(() => { press("ArrowRight"); press("x"); told("two"); }, 1500);
 setTimeout(() => { press("ArrowLeft"); told("back"); }, 2500);

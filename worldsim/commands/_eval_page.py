@@ -71,6 +71,11 @@ DEFINITIONS = (
         "nothing but getting the motion right; it does not see invented motion, which motion_psnr does.",
     ),
     ("psnr, mse", "RGB, all pixels; PSNR is capped at 100 dB."),
+    (
+        "recompute",
+        "frames/*.npz beside this report hold every prediction, the truth and the actions; `python scripts/recompute.py RUN` "
+        "writes all formulas out a second time and compares.",
+    ),
     ("ssim", "Gaussian window 11, sigma 1.5, population covariance, per RGB channel; equals scikit-image."),
     ("flow_error", "Mean end-point error between Farneback flows given → truth and given → prediction, in pixels."),
     (
@@ -109,7 +114,7 @@ def publish(
     shown, names, shape = _shown(folder, facts.clips, table, pairs)
     episodes, horizon = next(iter(table.scores[MODEL].values())).shape
     page = Page(
-        title=f"What {facts.origin.get('model', 'the model')} imagines",
+        title=f"What {'/'.join(Path(facts.origin.get('model', 'the model')).parts[-2:])} imagines",
         subtitle=f"{episodes} episodes, {horizon} frames imagined after the given one, {shape}",
         alarms=facts.alarms,
         tiles=_tiles(summary),

@@ -163,7 +163,7 @@ def _imagined(config: Config, context: RunContext) -> Material:
     order = infer.order_of(config, reconstruct=True)
     for name, text in (("data", config.data), ("model", config.model), ("baseline", config.baseline)):
         if text and Path(text).exists():
-            context.inputs[name] = text
+            context.reads(name, Path(text))
     source = open_dataset(order.data)
     try:
         studio, agenda = _imagine(order, config.model, source, context.out / "frames", context, config.allow_teacher_forced)

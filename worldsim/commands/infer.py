@@ -102,6 +102,9 @@ def run(config: Config, context: RunContext) -> Result:
     context.reads("data", order.data)
     if Path(config.model).exists():
         context.reads("model", Path(config.model))
+    chosen = Path(config.actions.removeprefix("policy:").partition(",")[0])
+    if chosen.exists() and config.actions != "dataset":
+        context.reads("actions", chosen)
     source = open_dataset(order.data)
     try:
         studio = Studio(order, load(config.model, context.device), source, context.seed, context.note, context.device)
