@@ -166,7 +166,7 @@ def killed(
     folder: Path, number: int, victim: Victim, more: list[str], draw: random.Random, spans: Spans
 ) -> tuple[Trial, str, str]:
     """A trial that really was killed at work, in which phase, and how. One that ended too early is drawn again."""
-    phases = list(spans)
+    phases = [*list(spans)[1:], next(iter(spans))]  # loading, where nothing is lost yet, comes last
     phase, in_write = phases[number % len(phases)], bool(number // len(phases) % 2)
     for _ in range(LATE):
         trial = Trial(folder, f"trial-{number + 1}", victim, more)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +26,36 @@ def torture() -> ModuleType:
     return module
 
 
-def test_convert_survives_a_kill(torture: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert torture.main(["convert", "--kills", "1", "--seed", "3"]) == 0
-    assert "convert: 1 of 1 killed runs ended in the same bytes" in capsys.readouterr().out
+def test_a_kill_at_work_is_survived(
+    torture: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training loop has its own test (``test_kill_9_then_the_same_command_gives_the_same_bytes``)."""
+    infer = torture.VICTIMS["infer"]
+    light = replace(infer, words=tuple(word.replace("{model}", "copy") for word in infer.words), before=())
+    monkeypatch.setitem(torture.VICTIMS, "infer", light)
+    assert torture.main(["convert", "extract-latents,infer", "--kills", "1", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    for command in ("convert", "extract-latents", "infer"):
+        assert f"{command}: 1 of 1 killed runs ended in the same bytes" in said
+    assert said.splitlines()[-1] == "VERDICT: 3 of 3 killed runs ended in the same bytes"
+
+
+def test_a_process_that_outlives_the_kill_is_found(torture: ModuleType, tmp_path: Path) -> None:
+    """A child in a session of its own, as a rank has, is not hit by the signal to the group."""
+    if not Path("/proc/self/environ").exists():
+        assert list(torture.environments()) == []
+        return
+    told = os.environ | {"WORLDSIM_HOME": str(tmp_path / ".home")}
+    child = subprocess.Popen(["sleep", "60"], env=told, start_new_session=True)
+    wanted = f"WORLDSIM_HOME={tmp_path / '.home'}".encode()
+    deadline = time.monotonic() + 10
+    found: list[int] = []
+    while not found and time.monotonic() < deadline:  # until it has become `sleep`
+        found = [number for number, values in torture.environments() if wanted in values.split(b"\0")]
+    child.kill()
+    child.wait()
+    assert found == [child.pid]
+    assert child.pid not in [number for number, _ in torture.environments()]
 
 
 def test_a_difference_is_noticed_and_named(torture: ModuleType, tmp_path: Path) -> None:
