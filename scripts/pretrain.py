@@ -1,7 +1,8 @@
 """Make the bundled base model `worldsim-tiny`: simulate, fit the codec, train the transformer, put it into the package.
 
     python scripts/pretrain.py                                # everything, into runs/pretrain; continues where it stopped
-    python scripts/pretrain.py --stage bundle                 # only write the package's copy from the last checkpoint
+    python scripts/pretrain.py --stage score                  # only score the last checkpoint on unseen episodes
+    python scripts/pretrain.py --stage bundle                 # only write the package's copy of it
 
 What it sees and how it is trained stands in ``scripts/pretrain.yaml``. Each stage is skipped when its files are there. The
 action conditioners of the training (one per space of actions) are dropped: what stays is a video model that knows how
@@ -11,108 +12,42 @@ these scenes move and has learned to read *some* vector per latent; a fine-tune 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from simulate import _policy
+from diffusers import WanTransformer3DModel
+from pretrain_worlds import HELD_OUT_SEED, Worlds, simulate_worlds
 from torch import Tensor, nn
 
-from worldsim import envs
 from worldsim.core.console import say, track
-from worldsim.core.files import replacing
+from worldsim.core.errors import UserError
+from worldsim.core.files import remove, replacing, write_json, write_text
 from worldsim.core.runs import RunContext
 from worldsim.encoders import seeded
 from worldsim.encoders.patch_vae import PatchVAE
 from worldsim.encoders.wan_vae import PACK, WanVAE, to_unit
+from worldsim.metrics.motion_psnr import motion_psnr
+from worldsim.nn import flow
 from worldsim.nn.action_embedder import ActionEmbedder
 from worldsim.nn.flow import TimeSampling
-from worldsim.rollout import SimulatedSource
 from worldsim.train import checkpoint
 from worldsim.train.loop import fit
-from worldsim.train.order import noise_seed
 from worldsim.train.settings import Training
 from worldsim.train.tracking import METRICS, read_rows
-from worldsim.world_models._wan_geometries import BUNDLED, GEOMETRIES, Geometry
+from worldsim.world_models._wan_geometries import BUNDLED, GEOMETRIES, Geometry, cast
 from worldsim.world_models._wan_net import NetSpec, WanNet
 from worldsim.world_models._wan_training import FlowLoss
 
 RECIPE = Path(__file__).with_name("pretrain.yaml")
-FILES = ("frames.npy", "actions.npy")
-
-
-def simulate_worlds(recipe: dict[str, Any], out: Path, only: list[str] | None = None) -> None:
-    """One folder per world: ``frames.npy`` uint8 ``[E, T, H, W, 3]`` and ``actions.npy`` float32 ``[E, T - 1, A]``."""
-    for name, world in recipe["worlds"].items():
-        if (only is None or name in only) and not all((out / name / file).exists() for file in FILES):
-            with replacing(out / name) as folder:
-                folder.mkdir(parents=True)
-                _simulate(name, world, recipe, folder)
-
-
-def _simulate(name: str, world: dict[str, Any], recipe: dict[str, Any], folder: Path) -> None:
-    simulator = envs.make(world["env"], **world["options"])
-    actors = {text: _policy(text, simulator) for text in world["policies"]}
-    count, steps = world["episodes"], recipe["steps_per_episode"]
-    first = 1_000_000 + 100_000 * list(recipe["worlds"]).index(name)  # far from the demo's seeds: it is held out
-    source = SimulatedSource(simulator, actors, range(first, first + count), steps, name=name)
-    shape = (count, steps + 1, recipe["size"], recipe["size"], 3)
-    frames = np.lib.format.open_memmap(folder / FILES[0], "w+", np.uint8, shape)
-    actions = []
-    for index in track(range(count), f"simulate {name}", unit="episodes"):
-        episode = source.episode(index)
-        (stream,) = episode.frames.values()
-        frames[index] = np.concatenate(list(stream))
-        actions.append(episode.actions)
-    frames.flush()
-    np.save(folder / FILES[1], np.stack(actions).astype(np.float32))
-    simulator.close()
-
-
-class Worlds:
-    """Clips of every world, drawn by (seed, step): a batch is of one world, and so of one space of actions."""
-
-    def __init__(self, recipe: dict[str, Any], folder: Path) -> None:
-        self.recipe, self.names = recipe, list(recipe["worlds"])
-        self.spaces = [recipe["worlds"][name]["space"] for name in self.names]
-        shares = np.array([recipe["worlds"][name]["share"] for name in self.names])
-        self.shares = shares / shares.sum()
-        self.frames = [np.load(folder / name / FILES[0], mmap_mode="r") for name in self.names]
-        self.actions = [np.load(folder / name / FILES[1]) for name in self.names]
-        self.scales = {space: self._scale(space) for space in set(self.spaces)}
-
-    def _scale(self, space: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of a space's rows."""
-        own = [a.reshape(-1, a.shape[-1]) for a, s in zip(self.actions, self.spaces) if s == space]
-        rows = np.concatenate(own)
-        return rows.mean(0), rows.std(0) + 1e-6
-
-    def dims(self) -> dict[str, int]:
-        """Space -> A."""
-        return {space: actions.shape[-1] for space, actions in zip(self.spaces, self.actions)}
-
-    def clips(self, world: int, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 ``[count, F, H, W, 3]`` and normalised float32 ``[count, F - 1, A]``."""
-        frames, actions, length = self.frames[world], self.actions[world], self.recipe["frames"]
-        episodes = rng.integers(len(frames), size=count)
-        starts = rng.integers(frames.shape[1] - length + 1, size=count)
-        mean, std = self.scales[self.spaces[world]]
-        rows = np.stack([actions[e, s : s + length - 1] for e, s in zip(episodes, starts)])
-        return np.stack([frames[e, s : s + length] for e, s in zip(episodes, starts)]), (rows - mean) / std
-
-    def draw(self, step: int, micro: int, count: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """The clips of a step: (world, frames, actions)."""
-        rng = np.random.default_rng([self.recipe["seed"], step, micro])
-        world = int(rng.choice(len(self.names), p=self.shares))
-        return world, *self.clips(world, rng, count)
+SCORES = "scores.json"
+HELD_OUT = 24
+"""Episodes per world that are scored."""
 
 
 def fit_codec(recipe: dict[str, Any], worlds: Worlds, folder: Path) -> WanVAE:
@@ -133,14 +68,14 @@ def fit_codec(recipe: dict[str, Any], worlds: Worlds, folder: Path) -> WanVAE:
 
 
 class Pretraining(nn.Module):
-    """The transformer, whole, with a conditioner per space of actions. What is hidden is exactly no vector at all, so
-    that a base without a conditioner is the model of unknown actions."""
+    """The transformer, whole, with a conditioner per space of actions.
+
+    Hidden actions are exactly no vector at all, so that the base without a conditioner is the model of unknown actions.
+    """
 
     def __init__(self, recipe: dict[str, Any], geometry: Geometry, dims: dict[str, int]) -> None:
         super().__init__()
         self.geometry = geometry
-        from diffusers import WanTransformer3DModel
-
         transformer = seeded(lambda: WanTransformer3DModel(**geometry.transformer), recipe["seed"])
         nn.init.zeros_(transformer.proj_out.weight)  # begins as the repeated given frame
         nn.init.zeros_(transformer.proj_out.bias)
@@ -152,10 +87,14 @@ class Pretraining(nn.Module):
         )
 
     def _conditioner(self, dim: int) -> ActionEmbedder:
-        conditioner = ActionEmbedder(PACK, dim, self.geometry.width, self.geometry.width)
+        conditioner = ActionEmbedder(PACK, dim, self.geometry.width, self.geometry.width, sums=True)
         conditioner.given.requires_grad_(False)
         conditioner.null.requires_grad_(False)
         return conditioner
+
+    @property
+    def text_dim(self) -> int:
+        return self.geometry.transformer["text_dim"]
 
     def use(self, space: str) -> None:
         self.net.conditioner = self.spaces[space]
@@ -169,7 +108,10 @@ class Pretraining(nn.Module):
         return out | {f"spaces.{k}": p for k, p in self.spaces.named_parameters() if p.requires_grad}
 
     def groups(self, settings: Training) -> list[dict[str, Any]]:
-        return [{"params": list(self.trained().values()), "lr": settings.lr}]
+        named = self.trained().items()
+        slow = [p for name, p in named if not name.startswith("spaces.")]
+        fast = [p for name, p in named if name.startswith("spaces.")]
+        return [{"params": slow, "lr": settings.lr}, {"params": fast, "lr": settings.conditioner_lr}]
 
 
 def train(recipe: dict[str, Any], worlds: Worlds, vae: WanVAE, out: Path, seed: int) -> None:
@@ -177,7 +119,7 @@ def train(recipe: dict[str, Any], worlds: Worlds, vae: WanVAE, out: Path, seed: 
     settings = Training(**recipe["train"])
     module = Pretraining(recipe, GEOMETRIES[recipe["name"]], worlds.dims())
     order = list(module.spaces)
-    text = torch.zeros(settings.batch, 1, module.geometry.transformer["text_dim"])
+    text = torch.zeros(settings.batch, 1, module.text_dim)
 
     def fetch(step: int, micro: int) -> dict[str, Tensor]:
         world, frames, actions = worlds.draw(step, micro, settings.batch)
@@ -196,11 +138,95 @@ def train(recipe: dict[str, Any], worlds: Worlds, vae: WanVAE, out: Path, seed: 
     fit(module, fetch, settings, RunContext("pretrain", out, device, seed), save, {"recipe": recipe})
 
 
+def load_trained(recipe: dict[str, Any], worlds: Worlds, out: Path) -> Pretraining:
+    """The averaged weights of the last checkpoint, conditioners included."""
+    module = Pretraining(recipe, GEOMETRIES[recipe["name"]], worlds.dims())
+    tensors = checkpoint.read_weights(out / "train" / "checkpoint" / checkpoint.WEIGHTS)
+    mine = module.trained()
+    if mine.keys() != tensors.keys():
+        raise UserError(f"{out / 'train'} was trained by another recipe", f"rm -r {out / 'train'}")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[name])
+    return module.eval()
+
+
+def score(recipe: dict[str, Any], worlds: Worlds, vae: WanVAE, out: Path) -> dict[str, Any]:
+    """Motion PSNR (dB) of 16 imagined frames on episodes that were never trained on, per world and kind of clip."""
+    simulate_worlds(recipe, out / "held-out", first_seed=HELD_OUT_SEED, most=HELD_OUT)
+    held, module = Worlds(recipe, out / "held-out", worlds.scales), load_trained(recipe, worlds, out)
+    rows = {}
+    for number, name in enumerate(held.names):
+        module.use(held.spaces[number])
+        truth, own = held.beginnings(number)
+        clips = {
+            "own actions": imagine(module, vae, truth, own),
+            "another episode's actions": imagine(module, vae, truth, np.roll(own, 1, axis=0)),
+            "no actions": imagine(module, vae, truth, own, hidden=True),
+            "given frame repeated": np.repeat(truth[:, :1], truth.shape[1], axis=1),
+            "codec alone": vae.decode(vae.encode(truth)),
+        }
+        rows[name] = {kind: round(_mean_motion_psnr(clip, truth), 2) for kind, clip in clips.items()}
+        say(f"{name}: {rows[name]}")
+    return rows
+
+
+@torch.no_grad()
+def imagine(
+    module: Pretraining, vae: WanVAE, truth: np.ndarray, actions: np.ndarray, hidden: bool = False, steps: int = 4
+) -> np.ndarray:
+    """uint8 like ``truth``, ``[B, F, H, W, 3]``, from its first frame."""
+    count = len(truth)
+    clean = torch.zeros_like(torch.from_numpy(vae.encode(truth)))
+    clean[:, :, :1] = torch.from_numpy(vae.encode(truth[:, :1]))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    rows = torch.from_numpy(actions).float().unsqueeze(2)
+    text, history = torch.zeros(count, 1, module.text_dim), torch.ones(count, dtype=torch.long)
+    given = torch.zeros(1, 1, clean.shape[2], 1, 1, dtype=torch.bool)
+    given[:, :, 0] = True
+
+    def predict(x: Tensor, sigma: Tensor) -> Tensor:
+        time = flow.timestep(sigma).expand(count)
+        return module.net(torch.where(given, clean, x), time, text, rows, history, torch.full((count,), hidden))
+
+    x = flow.euler(predict, noise, flow.schedule(steps, module.geometry.shift))
+    return vae.decode(torch.where(given, clean, x))
+
+
+def _mean_motion_psnr(clips: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([np.nanmean(motion_psnr(a[1:], b[1:], b[0])) for a, b in zip(clips, truth)]))
+
+
+def bundle(recipe: dict[str, Any], worlds: Worlds, out: Path, folder: Path) -> None:
+    """The package's copy: ``transformer/`` in bf16 and ``vae/`` in diffusers' layout, the recipe and the training's log.
+
+    ``README.md``, the model card, is written by hand and kept.
+    """
+    module = load_trained(recipe, worlds, out)
+    for part in ("transformer", "vae"):
+        with replacing(folder / part) as temporary:
+            remove(folder / part)
+            if part == "vae":
+                shutil.copytree(out / "codec" / part, temporary)
+            else:
+                cast(module.net.transformer, torch.bfloat16)
+                module.net.transformer.save_pretrained(temporary)
+    write_json(folder / "model_index.json", {"_class_name": "WanImageToVideoPipeline", "expand_timesteps": True})
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    shutil.copyfile(out / SCORES, folder / SCORES)
+    rows = read_rows(out / "train" / METRICS)
+    lines = [f"{row['step']},{row['loss']:.4f},{row['grad_norm']:.4f},{row['seconds']:.1f}" for row in rows]
+    write_text(folder / "training.csv", "\n".join(["step,loss,grad_norm,seconds", *lines]) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    say(f"{folder}: {size / 2**20:.1f} MB of weights, step {rows[-1]['step']}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--stage", choices=("all", "worlds", "codec", "train", "bundle"), default="all")
+    parser.add_argument("--stage", choices=("all", "worlds", "codec", "train", "score", "bundle"), default="all")
+    parser.add_argument("--to", type=Path, default=BUNDLED / "worldsim-tiny", help="folder to bundle into")
     parser.add_argument("--world", action="append", help="simulate these alone")
     given = parser.parse_args(argv)
     recipe = yaml.safe_load(given.recipe.read_text(encoding="utf8"))
@@ -209,9 +235,13 @@ def main(argv: list[str] | None = None) -> int:
     if given.stage == "worlds":
         return 0
     worlds = Worlds(recipe, given.out / "worlds")
-    vae = fit_codec(recipe, worlds, given.out / "codec")
+    vae = fit_codec(recipe, worlds, given.out / "codec" / "vae")
     if given.stage in ("all", "train"):
         train(recipe, worlds, vae, given.out / "train", recipe["seed"])
+    if given.stage in ("all", "score"):
+        write_json(given.out / SCORES, score(recipe, worlds, vae, given.out))
+    if given.stage in ("all", "bundle"):
+        bundle(recipe, worlds, given.out, given.to)
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 
-
 class NoText:
     """Stands where a Wan has UMT5."""
 

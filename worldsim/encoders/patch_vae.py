@@ -47,6 +47,8 @@ class PatchVAE(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         still = COLOURS * patch * patch
+        if z_dim > still:
+            raise ValueError(f"z_dim = {z_dim} is more than the {still} numbers of a patch")
         self.register_to_config(latents_mean=latents_mean or [0.0] * z_dim, latents_std=latents_std or [1.0] * z_dim)
         self.still = LinearCode(still, z_dim)
         self.change = LinearCode(PACK * still, z_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from worldsim.core.errors import UserError, did_you_mean
-from worldsim.core.files import read_json
+from worldsim.core.files import folder_digest, read_json
 from worldsim.encoders import clip, from_folder, seeded, umt5, wan_vae
 from worldsim.encoders.clip import ClipVision
 from worldsim.encoders.no_text import NoText
@@ -183,9 +184,9 @@ GEOMETRIES = {
             "ti2v",
             _transformer(
                 num_attention_heads=4,
-                attention_head_dim=64,
-                num_layers=5,
-                ffn_dim=768,
+                attention_head_dim=48,
+                num_layers=6,
+                ffn_dim=576,
                 in_channels=64,
                 out_channels=64,
                 text_dim=16,
@@ -195,7 +196,7 @@ GEOMETRIES = {
             stride=8,
             area=64 * 64,
             fps=10.0,
-            shift=8.0,
+            shift=40.0,
             text_tokens=1,
             prediction="sample",
             bundled=True,
@@ -233,10 +234,7 @@ class Base:
         """The transformer, in ``dtype`` except for the parts that Wan keeps in fp32; on the CPU, frozen."""
         if self.geometry.random:
             module = seeded(lambda: WanTransformer3DModel(**self.geometry.transformer))
-            kept = module._keep_in_fp32_modules or ()
-            for name, parameter in module.named_parameters():
-                if not any(part in name.split(".") for part in kept):
-                    parameter.data = parameter.data.to(dtype)
+            cast(module, dtype)
         else:
             folder = self.folder(("transformer",))
             module = from_folder(WanTransformer3DModel, folder, "transformer", torch_dtype=dtype)
@@ -263,6 +261,14 @@ class Base:
         return {"model": self.model, "geometry": self.geometry.name, "revision": self.revision}
 
 
+def cast(module: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """To ``dtype``, except for the parts that Wan keeps in fp32."""
+    kept = module._keep_in_fp32_modules or ()
+    for name, parameter in module.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+
+
 def resolve(model: str, revision: str | None = None) -> Base:
     """A base by name, or a folder in diffusers' layout.
 
@@ -272,7 +278,7 @@ def resolve(model: str, revision: str | None = None) -> Base:
     if model in GEOMETRIES:
         geometry = GEOMETRIES[model]
         if geometry.bundled:
-            return Base(geometry, model, _same(BUNDLED / model, revision))
+            return Base(geometry, model, _same(BUNDLED / model, revision, bundled_revision(model)))
         found = None if geometry.hub is None else revision or _revision(geometry)
         return Base(geometry, model, found)
     folder = Path(model)
@@ -281,16 +287,21 @@ def resolve(model: str, revision: str | None = None) -> Base:
             f"there is no Wan model '{model}'{did_you_mean(model, GEOMETRIES)}, and no folder of that name",
             "worldsim models list world-models",
         )
-    return Base(read_geometry(folder), model, _same(folder, revision))
+    return Base(read_geometry(folder), model, _same(folder, revision, _folder_revision(folder)))
 
 
-def _same(folder: Path, revision: str | None) -> str:
-    """The revision of a folder's weights.
+@cache
+def bundled_revision(model: str) -> str:
+    """Identifies bundled weights by their bytes."""
+    return folder_digest(BUNDLED / model)[:16]
+
+
+def _same(folder: Path, revision: str | None, found: str) -> str:
+    """``found``, the revision of a folder's weights.
 
     Raises:
-        UserError: another one than ``revision``.
+        UserError: it is another one than ``revision``.
     """
-    found = _folder_revision(folder)
     if revision not in (None, found):
         raise UserError(f"{folder} is another model (revision {found}) than the one trained on (revision {revision})")
     return found
