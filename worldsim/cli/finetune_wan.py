@@ -13,9 +13,7 @@ def add(app: typer.Typer) -> None:
     @command(app, "finetune-wan")
     def finetune_wan(
         data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
-        camera: Annotated[
-            str | None, typer.Option(metavar="C[,C]", help="Camera, or several to stack.")
-        ] = None,
+        camera: Annotated[str | None, typer.Option(metavar="C[,C]", help="Camera, or several to stack.")] = None,
         fps: Annotated[float | None, typer.Option(help="Frame rate of the clips; must divide the dataset's.")] = None,
         frames: Annotated[int | None, typer.Option(metavar="4k+1", help="Frames per clip.")] = None,
         size: Annotated[str | None, typer.Option(metavar="HxW", help="Pixels of the clips.")] = None,

@@ -219,7 +219,8 @@ def _shown(
     names, chosen = file_names(table.episodes), list(islice(pairs, max(count, 1)))
     first = chosen[0][0]
     shape = f"{first.given.shape[0]} x {first.given.shape[1]} pixels at {first.fps:g} fps"
-    chosen, out, sheet = chosen[:count], [], []
+    chosen, out = chosen[:count], []
+    sheet: list[dict[str, np.ndarray]] = []
     traces = _Traces([p for p, _ in chosen])
     for k, (p, baseline) in enumerate(chosen):
         films, picture = film_episode(folder, names[p.episode], _films(p, baseline), p.fps)

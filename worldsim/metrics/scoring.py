@@ -168,7 +168,8 @@ def summarise(table: Table, seed: int, resamples: int, gap_metric: str, identica
         name: interval(_sign(name) * (table.per_episode(MODEL, name) - table.per_episode(COPY, name)), seed, resamples)
         for name in table.scores.get(MODEL, {})
     }
-    gap, by_frame = None, ()
+    gap: Gap | None = None
+    by_frame: tuple[Interval, ...] = ()
     if PERMUTED in table.scores and gap_metric in table.scores[PERMUTED]:
         own, other = (table.per_episode(row, gap_metric) for row in (MODEL, PERMUTED))
         gap = permutation_gap(own, other, seed, resamples, _sign(gap_metric))
