@@ -38,7 +38,10 @@ FORMAT = "act-hdf5"
 TIMING = ("second", "time", "memory", "gib")
 """Parts of the names of numbers in metrics.jsonl that tell of the machine, not of the run."""
 LATE = 25
-"""How often a trial may be drawn again because the run ended before the signal came."""
+"""How often a trial may be drawn again because the run ended before the signal came; in the second half of these any moment
+of the phase will do, between two files as well."""
+EARLIER = 0.8
+"""Each further draw is from this share of the time before: the machine may be quicker now than in the undisturbed run."""
 
 
 SOURCE = "source"
@@ -168,9 +171,11 @@ def killed(
     """A trial that really was killed at work, in which phase, and how. One that ended too early is drawn again."""
     phases = [*list(spans)[1:], next(iter(spans))]  # loading, where nothing is lost yet, comes last
     phase, in_write = phases[number % len(phases)], bool(number // len(phases) % 2)
-    for _ in range(LATE):
+    length = spans[phase][1] - spans[phase][0]
+    for attempt in range(LATE):
         trial = Trial(folder, f"trial-{number + 1}", victim, more)
-        how = trial.kill(victim.phases.get(phase), draw.uniform(0.0, spans[phase][1] - spans[phase][0]), in_write)
+        after = draw.uniform(0.0, length * EARLIER**attempt)
+        how = trial.kill(victim.phases.get(phase), after, in_write and attempt < LATE // 2)
         if how:
             return trial, trial.phase(), how
         shutil.rmtree(trial.folder)
