@@ -29,17 +29,17 @@ from worldsim.core.config import fingerprint, recipes_folder
 from worldsim.core.files import folder_digest, read_json, remove, replacing, write_json
 
 SHOWN = ("summary.json", "report", "frames")
-FLOOR_EPISODES, FLOOR_FRAMES = 16, 16
+FLOOR_EPISODES, FLOOR_FRAMES, P_BOUND = 16, 16, 0.01
 """Fewer held-out episodes or imagined frames than these say too little."""
-# A close view: the agent is 10 of 64 pixels wide, so that a model that ignores its actions cannot hide. Dark, and steered
-# by velocities with y up: not what the world models of the shelf have seen most.
+# A close view: the mover is 14 of 64 pixels wide and slow, so that a model that ignores its actions cannot hide. A look and
+# axes (y up) that worldsim-tiny was never shown: the fine-tune has something to learn.
 PUSHT = {
     "size": 64,
     "control": "velocity",
     "axes": "[x,-y]",
     "workspace": 256,
-    "agent_radius": 20,
-    "block_scale": 18,
+    "agent_radius": 28,
+    "block_scale": 16,
     "look": "dark",
     "apart": "true",
 }
@@ -142,7 +142,7 @@ def main_job(story: Story, teller: Teller) -> None:
     teller.simulate(
         recorded,
         "pusht",
-        ("scripted:wander", "scripted:push"),
+        ("scripted:wander,speed=0.25", "scripted:push,speed=0.3"),
         PUSHT,
         episodes=story.episodes,
         steps=story.steps,
@@ -231,10 +231,12 @@ def verdict(summary: dict[str, Any], story: Story) -> str:
         f"codec ceiling {summary['ceiling']['motion_psnr']:.2f} dB",
         f"  own against other actions: {summary['permutation_gap']:+.2f} dB (p = {summary['permutation_p']:.2g})",
     ]
-    if tuned < copy or summary["permutation_gap"] <= 0:
+    if tuned < copy:
         lines.append(
-            "  The base is a random twin with the real classes, not a trained model: the way is whole, the pictures are not."
+            "  The tuned model loses to repeating its given frame: too few steps, or a broken recipe. Do not show this."
         )
+    if summary["permutation_gap"] <= 0 or summary["permutation_p"] >= P_BOUND:
+        lines.append("  Nothing shows that the model follows its actions.")
     if summary["episodes"] < FLOOR_EPISODES or summary["horizon"] < FLOOR_FRAMES:
         lines.append("  Too few episodes or frames to conclude anything.")
     return "\n".join([*lines, f"  open {story.out / 'report' / 'index.html'}"])
