@@ -150,8 +150,12 @@ def test_a_model_trains_on_the_column(worldsim, policies, data, tmp_path):
     card = json.loads((tmp_path / "ft" / "checkpoint" / "card.json").read_text())
     assert card["action_column"] == columns.find(data, "actions", "act").folder.name
     assert card["action_spec"]["names"][63] == "act_63"
-    code, _, err = worldsim("infer", data, "--model", "ft", "--episodes", "0,1", "--frames", 8, "--out", "dream")
-    assert code == 0, err
+    for frames, told in ((8, 0), (CHUNK, 0), (CHUNK + 1, 2)):  # the row after the first chunk has seen frame CHUNK
+        out = tmp_path / f"dream-{frames}"
+        code, _, err = worldsim("infer", data, "--model", "ft", "--episodes", "0,1", "--frames", frames, "--out", out)
+        assert code == 0, err
+        notes = json.loads((out / "result.json").read_text())["notes"]
+        assert any(f"in {told} of 2 scenes the policy of act" in note for note in notes) == bool(told)
 
 
 def one(data, index: int) -> Episode:

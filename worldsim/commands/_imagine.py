@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldsim.commands import _policy_actions
+from worldsim.commands import _latents, _policy_actions
 from worldsim.commands._action_file import ActionFile
 from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
 from worldsim.core.console import progress
@@ -166,6 +166,16 @@ class Studio:
                 "were trained on by this model" if self.needs.train_episodes else "belong to the training part of the split"
             )
             self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}, so it may know them by heart: {_some(seen)}")
+        ahead = [scene.episode for scene in out.scenes if self._looks_ahead(scene)]
+        if ahead:
+            self.note(
+                f"in {len(ahead)} of {len(out.scenes)} scenes the policy of {self.needs.action_column} looks at a true frame "
+                "again while the model imagines, at a chunk's start: the model is told more than its given frame"
+            )
+
+    def _looks_ahead(self, scene: Planned) -> bool:
+        last = self.spec.first() - self.spec.delay + self.order.frames * scene.stride - 1
+        return self.column is not None and _latents.looks_ahead(self.column, self.spec.first(), last)
 
     def batches(self, agenda: Agenda, done: Callable[[Planned], bool], title: str = "imagine") -> Iterator[Prediction]:
         """Imagine every batch that is not wholly ``done``. A scene that cannot be decoded is added to ``agenda.rejected``."""

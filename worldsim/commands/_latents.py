@@ -90,3 +90,9 @@ def train_stats(column: Column, train: list[str], *, write: bool = True) -> Stat
     if write:
         stats.write(column.folder / STATS)
     return stats
+
+
+def looks_ahead(column: Column, given: int, last: int) -> bool:
+    """Whether a policy that plans in chunks had seen a true frame after frame ``given`` when it intended row ``last``."""
+    chunk = int(column.spec.params.get("chunk", 0))
+    return chunk > 1 and last // chunk * chunk > given
