@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import ROOT
 
@@ -54,7 +56,45 @@ def test_the_whole_way(demo, tmp_path: Path, capfd) -> None:
     assert 100 < summary["peak_rss_mb"] < 6000
     assert "<html" in (out / "report" / "index.html").read_text()
     recompute(out, summary)
+    the_base_is_untuned(out / "base")
+    assert (
+        subprocess.run([sys.executable, ROOT / "scripts" / "recompute.py", out], stdout=subprocess.DEVNULL).returncode == 0
+    )
     told_again(demo, argv, out, capfd)
+
+
+def the_base_is_untuned(run: Path) -> None:
+    """What makes the conditioner and the LoRA act is exactly zero."""
+    tensors = load_file(run / "checkpoint" / "model.safetensors")
+    acting = [name for name in tensors if name.startswith("conditioner.net.4.") or ".lora_B" in name]
+    assert len(acting) > 10
+    assert not any(tensors[name].any() for name in acting)
+
+
+def test_what_is_not_shown_is_said_and_fails(demo) -> None:
+    good = {
+        "episodes": 20,
+        "horizon": 16,
+        "tuned": {"motion_psnr": 14.0, "psnr": 20.0, "ssim": 0.8},
+        "base": {"motion_psnr": 13.5},
+        "copy_last": {"motion_psnr": 12.0, "psnr": 20.0, "ssim": 0.8},
+        "permutation_gap": 0.8,
+        "permutation_p": 0.0099,
+    }
+    assert demo.misses(good) == []
+    assert demo.telling(good)
+    worse = {
+        "tuned": [{"motion_psnr": 13.9, "psnr": 20.0, "ssim": 0.8}, {"motion_psnr": 14.0, "psnr": 19.9, "ssim": 0.8}],
+        "base": [{"motion_psnr": 13.6}],
+        "copy_last": [{"motion_psnr": 12.0, "psnr": 20.0, "ssim": 0.81}],
+        "permutation_gap": [0.7, -1.0],
+        "permutation_p": [0.01],
+    }
+    for key, values in worse.items():
+        for value in values:
+            assert demo.misses({**good, key: value})
+    assert not demo.telling({**good, "episodes": 15})
+    assert not demo.telling({**good, "horizon": 15})
 
 
 def recompute(out: Path, summary: dict) -> None:

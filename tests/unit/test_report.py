@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest, permutation_test
 
+from worldsim.commands.eval_video import _alarm
 from worldsim.data.predictions import Prediction, file_names, load, save
 from worldsim.data.scenes import partners, scene_seed
+from worldsim.metrics.scoring import Summary
 from worldsim.report.curves import Line, chart
 from worldsim.report.page import (
     Cell,
@@ -107,6 +109,24 @@ def test_permutation_gap_counts_wins_and_averages_permutations() -> None:
     assert (gap.wins, gap.losses, gap.ties) == (2, 1, 1)
     assert gap.interval.mean == pytest.approx((2 - 1 + 0 + 1) / 4)
     assert permutation_gap(own, other, sign=-1).interval.mean == pytest.approx(-0.5)
+
+
+def test_a_certain_gap_may_be_too_small() -> None:
+    """Twenty of twenty episodes win, by a ten-thousandth of a decibel."""
+    tiny = permutation_gap(np.full(20, 1e-4), np.zeros(20), least=0.1)
+    assert tiny.certain
+    assert not tiny.follows
+    assert permutation_gap(np.full(20, 0.2), np.zeros(20), least=0.1).follows
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"), [(-3.0, "WORSE WITH ITS OWN ACTIONS"), (1e-4, "HARDLY FOLLOWS"), (0.0, "IGNORES ITS ACTIONS")]
+)
+def test_the_alarm_says_what_is_wrong(gap: float, said: str) -> None:
+    found = permutation_gap(np.full(20, gap), np.zeros(20), least=0.1)
+    sentence = _alarm(Summary({}, {}, found, "motion_psnr"))
+    assert sentence is not None
+    assert said in sentence
 
 
 def test_gap_of_a_deaf_model_does_not_follow() -> None:

@@ -256,9 +256,19 @@ def _alarm(summary: Summary) -> str | None:
             f"NOT SHOWN TO FOLLOW ITS ACTIONS: {gap.interval.count} episodes are too few to tell, {LEAST_EPISODES} are the "
             f"least; own against other actions, {summary.gap_metric} changes by {span} ({tests})."
         )
+    if gap.interval.high < 0:
+        return (
+            f"THIS MODEL IS WORSE WITH ITS OWN ACTIONS than with another episode's: {summary.gap_metric} changes by {span} "
+            f"({tests}). Are actions and frames aligned?"
+        )
+    if gap.certain:
+        return (
+            f"THIS MODEL HARDLY FOLLOWS ITS ACTIONS: own instead of another episode's change {summary.gap_metric} by {span}, "
+            f"no chance ({tests}), but less than {gap.least:g}."
+        )
     return (
         f"THIS MODEL IGNORES ITS ACTIONS, as far as {gap.interval.count} episodes can tell: with its own instead of another "
-        f"episode's actions {summary.gap_metric} gets better by {span}, which chance explains ({tests})."
+        f"episode's actions {summary.gap_metric} changes by {span}, which chance explains ({tests})."
     )
 
 

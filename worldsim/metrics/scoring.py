@@ -14,6 +14,8 @@ from worldsim.data.predictions import Prediction
 from worldsim.report.statistics import Gap, Interval, interval, permutation_gap
 
 MODEL, BASELINE, COPY, CEILING, SHIFTED, PERMUTED = "model", "baseline", "copy_last", "ceiling", "shifted", "permuted"
+LEAST_GAP_DB = 0.1
+"""A permutation gap below this is no following of actions, however certain it is: no eye sees it."""
 ROWS = {
     MODEL: "the model, with each episode's own actions",
     BASELINE: "the model it is compared with",
@@ -172,7 +174,7 @@ def summarise(table: Table, seed: int, resamples: int, gap_metric: str, identica
     by_frame: tuple[Interval, ...] = ()
     if PERMUTED in table.scores and gap_metric in table.scores[PERMUTED]:
         own, other = (table.per_episode(row, gap_metric) for row in (MODEL, PERMUTED))
-        gap = permutation_gap(own, other, seed, resamples, _sign(gap_metric))
+        gap = permutation_gap(own, other, seed, resamples, _sign(gap_metric), _least(gap_metric))
         frames = _sign(gap_metric) * (table.scores[MODEL][gap_metric] - table.scores[PERMUTED][gap_metric])
         by_frame = tuple(interval(values, seed, resamples) for values in frames.T)
     return Summary(rows, over_copy, gap, gap_metric, identical, by_frame)
@@ -180,3 +182,8 @@ def summarise(table: Table, seed: int, resamples: int, gap_metric: str, identica
 
 def _sign(name: str) -> int:
     return 1 if (registry.card("metrics", name) or {}).get("better", "higher") == "higher" else -1
+
+
+def _least(name: str) -> float:
+    """The smallest permutation gap worth speaking of; any, for scores that are no decibels."""
+    return LEAST_GAP_DB if (registry.card("metrics", name) or {}).get("unit") == "dB" else 0.0

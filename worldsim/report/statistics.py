@@ -58,6 +58,7 @@ class Gap:
         wins, losses, ties: episodes.
         p: one-sided sign test (ties left out): how likely so many wins are if actions made no difference.
         p_mean: one-sided paired permutation test of the mean gap, see :func:`flip_test`.
+        least: mean gap from which on it is worth speaking of, whatever the tests say.
     """
 
     interval: Interval
@@ -66,12 +67,18 @@ class Gap:
     ties: int
     p: float
     p_mean: float
+    least: float = 0.0
+
+    @property
+    def certain(self) -> bool:
+        """Whether own actions are better at all: the whole interval lies above 0, and chance does not explain the mean
+        (``p_mean`` below 5 %, which fewer than five episodes never reach)."""
+        return self.interval.low > 0 and self.p_mean < 1 - LEVEL
 
     @property
     def follows(self) -> bool:
-        """Whether the model may be said to follow its actions: the whole interval lies above 0, and chance does not explain
-        the mean (``p_mean`` below 5 %, which fewer than five episodes never reach)."""
-        return self.interval.low > 0 and self.p_mean < 1 - LEVEL
+        """Whether the model may be said to follow its actions: certainly, and by enough for an eye to see."""
+        return self.certain and self.interval.mean >= self.least
 
     @property
     def enough(self) -> bool:
@@ -79,12 +86,15 @@ class Gap:
         return self.interval.count >= LEAST_EPISODES
 
 
-def permutation_gap(own: np.ndarray, other: np.ndarray, seed: int = 0, resamples: int = 2000, sign: int = 1) -> Gap:
+def permutation_gap(
+    own: np.ndarray, other: np.ndarray, seed: int = 0, resamples: int = 2000, sign: int = 1, least: float = 0.0
+) -> Gap:
     """Compare each episode's score with its own actions to the one with permuted actions.
 
     Args:
         own: ``[E]`` scores. other: ``[E]``, or ``[P, E]`` for several permutations, which are averaged first.
         sign: 1 where higher scores are better, -1 where lower ones are.
+        least: see :class:`Gap`.
     """
     other = np.asarray(other, np.float64)
     if other.ndim == 2:
@@ -93,7 +103,7 @@ def permutation_gap(own: np.ndarray, other: np.ndarray, seed: int = 0, resamples
     kept = gap[~np.isnan(gap)]
     wins, losses = int((kept > 0).sum()), int((kept < 0).sum())
     ties = len(kept) - wins - losses
-    return Gap(interval(gap, seed, resamples), wins, losses, ties, sign_test(wins, losses), flip_test(kept, seed))
+    return Gap(interval(gap, seed, resamples), wins, losses, ties, sign_test(wins, losses), flip_test(kept, seed), least)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 from diffusers import WanTransformer3DModel
 
+from worldsim.core.config import fingerprint
 from worldsim.core.errors import UserError, did_you_mean
 from worldsim.core.files import folder_digest, read_json
 from worldsim.encoders import clip, from_folder, seeded, umt5, wan_vae
@@ -213,7 +213,7 @@ class Base:
 
     Attributes:
         model: what the user typed: a name or a folder.
-        revision: commit of the weights, a digest of a folder's configs, or None for a random twin.
+        revision: commit of the weights, a digest of a folder's content, or None for a random twin.
     """
 
     geometry: Geometry
@@ -292,8 +292,9 @@ def resolve(model: str, revision: str | None = None) -> Base:
 
 @cache
 def bundled_revision(model: str) -> str:
-    """Identifies bundled weights by their bytes."""
-    return folder_digest(BUNDLED / model)[:16]
+    """Identifies bundled weights by their bytes; the model card and the training log beside them may be reworded."""
+    parts = ("transformer", "vae")
+    return fingerprint([folder_digest(BUNDLED / model / part, quick=False) for part in parts])
 
 
 def _same(folder: Path, revision: str | None, found: str) -> str:
@@ -323,13 +324,13 @@ def read_geometry(folder: Path) -> Geometry:
     return replace(like, name=folder.name, transformer=settings, stride=stride, hub=None)
 
 
-def _folder_revision(folder: Path) -> str:
-    """Identifies a folder's weights by their configs and the sizes of their weight files (names are relative)."""
-    from worldsim.core.config import fingerprint
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "image_processor")
+"""The folders of a model in diffusers' layout that are read here."""
 
-    files = sorted(p for part in ("transformer", "vae") for p in (folder / part).iterdir() if p.is_file())
-    configs = [json.loads(p.read_text(encoding="utf8")) for p in files if p.suffix == ".json"]
-    return fingerprint([configs, [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in files]])
+
+def _folder_revision(folder: Path) -> str:
+    """Identifies a folder's transformer and encoders by samples of their content: cached latents depend on the weights."""
+    return folder_digest(folder, skip=lambda path: path.parts[0] not in PARTS)
 
 
 def _snapshot(geometry: Geometry, revision: str | None, parts: tuple[str, ...]) -> Path:
