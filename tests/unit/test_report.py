@@ -10,13 +10,14 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from scipy.stats import binomtest, permutation_test
 
 from worldsim.commands.eval_video import _alarm
 from worldsim.data.predictions import Prediction, file_names, load, save
 from worldsim.data.scenes import partners, scene_seed
 from worldsim.metrics.scoring import Summary
+from worldsim.report import page as pages
 from worldsim.report.curves import Line, chart
 from worldsim.report.page import (
     Cell,
@@ -241,6 +242,17 @@ def test_difference_is_black_where_right() -> None:
     b = a.copy()
     b[0, 0, 0] = a[0, 0, 0] + 10
     assert difference(b, a)[0, 0, 0].tolist() == [30, 30, 30]
+
+
+def test_every_label_of_a_strip_has_a_glyph(monkeypatch) -> None:
+    """The font knows few characters; what it lacks it draws as a box."""
+    labels: list[str] = []
+    monkeypatch.setattr(pages, "strip", lambda rows, *_, **__: labels.extend(rows) or np.zeros((1, 1, 3), np.uint8))
+    pages.strip_of({"truth": clip(3), "prediction": clip(3)})
+    font = ImageFont.load_default(size=11)
+    box = bytes(font.getmask("\uffff"))
+    assert labels[-1] == "|error| x3"
+    assert all(bytes(font.getmask(letter)) != box for letter in "".join(labels) if letter != " ")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

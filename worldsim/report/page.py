@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from worldsim.core.files import write_text
 from worldsim.report.curves import Line, chart
-from worldsim.report.strip import difference, moments_of, strip
+from worldsim.report.strip import ERROR_GAIN, difference, moments_of, strip
 from worldsim.report.video import BACKGROUND, enlarged, write_mp4, write_png
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -178,7 +178,7 @@ def strip_of(films: Mapping[str, np.ndarray]) -> np.ndarray:
     Small frames are enlarged until seven moments fill the page's width; large ones show five.
     """
     rows = dict(films)
-    rows["|error| ×3"] = difference(films["prediction"], films["truth"])
+    rows[f"|error| x{ERROR_GAIN}"] = difference(films["prediction"], films["truth"])
     height, width = films["truth"].shape[1:3]
     factor = max(1, STRIP_PIXELS // width)
     moments = moments_of(len(films["truth"]) - 1, 7 if width * factor <= STRIP_PIXELS else 5)
