@@ -119,6 +119,29 @@ def test_what_is_derived_does_not_change_the_dataset(tmp_path):
     assert columns.dataset_fingerprint(tmp_path) != digest
 
 
+@pytest.mark.parametrize(("size", "at", "noticed"), [(2**20, 2**19, True), (2**20, 70_000, True), (2**21, 2**19, False)])
+def test_an_edit_in_place_is_noticed_up_to_a_mebibyte(tmp_path, size, at, noticed):
+    path = tmp_path / "0.bin"
+    path.write_bytes(bytes(size))
+    digest = columns.dataset_fingerprint(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"x")
+    assert (columns.dataset_fingerprint(tmp_path) != digest) == noticed
+
+
+@pytest.mark.parametrize("block", range(16))
+def test_sixteen_blocks_of_a_large_file_count(tmp_path, block):
+    """The first and the last byte of each; its edges are what an off-by-one would lose."""
+    size = 5 * 2**20 + 12345
+    path = tmp_path / "0.bin"
+    path.write_bytes(bytes(size))
+    digest, start = columns.dataset_fingerprint(tmp_path), block * (size - 65536) // 15
+    for at in (start, start + 65535):
+        path.write_bytes(bytes(at) + b"x" + bytes(size - at - 1))
+        assert columns.dataset_fingerprint(tmp_path) != digest, at
+
+
 def test_a_damaged_file_is_named(tmp_path):
     column = columns.ensure(tmp_path, spec(), KEYS, array)
     (column.folder / "episode_000000.npy").write_bytes(b"not an array")

@@ -370,6 +370,21 @@ def test_a_folder_in_diffusers_layout_is_a_base(tmp_path, twin):
         resolve(str(tmp_path), "0123")
 
 
+def test_other_weights_of_the_same_shape_are_another_revision(tmp_path):
+    """Configs and sizes are equal: what was encoded with the one codec is not reused for the other."""
+    own = resolve("tiny-ti2v")
+    own.transformer().save_pretrained(tmp_path / "transformer")
+    codec = own.vae("cpu").module
+    codec.save_pretrained(tmp_path / "vae")
+    before = resolve(str(tmp_path)).revision
+    (tmp_path / "README.md").write_text("no part of the model")
+    assert resolve(str(tmp_path)).revision == before
+    with torch.no_grad():
+        codec.decoder.conv_out.weight.zero_()
+    codec.save_pretrained(tmp_path / "vae")
+    assert resolve(str(tmp_path)).revision != before
+
+
 def test_half_precision_keeps_wans_fp32_parts(tmp_path):
     """The twin and a loaded folder agree on which parameters stay in fp32."""
     own = resolve("tiny-ti2v")

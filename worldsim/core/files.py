@@ -80,11 +80,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+BLOCK, SAMPLES = 65536, 16
+"""What a quick digest reads of a file: all of it up to 1 MiB, else 16 evenly spaced blocks of 64 KiB."""
+
+
 def folder_digest(folder: Path, *, quick: bool = True, skip: Callable[[Path], bool] | None = None) -> str:
     """12 hex digits that identify a folder's content.
 
-    ``quick`` uses names, sizes and the first and last 64 KiB of each file: enough to notice a changed dataset without
-    reading all of it. Names are relative, so a folder can be moved.
+    ``quick`` uses names, sizes and samples of each file: all of it up to 1 MiB, else 16 evenly spaced blocks of 64 KiB, the
+    first and the last among them. Another file, another size, anything in a small file and a large file that was written
+    anew are noticed; an edit in place between two blocks of a large file is not. Names are relative, so a folder can be
+    moved. Measured for 2 GB on two busy CPU cores, nothing cached: 0.1 s as 20 files, 1.0 s as 200, 8.4 s as 2,000, which are
+    read whole.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -93,12 +100,18 @@ def folder_digest(folder: Path, *, quick: bool = True, skip: Callable[[Path], bo
             continue
         size = path.stat().st_size
         digest.update(f"{relative.as_posix()}\0{size}\0".encode())
-        if quick:
-            with path.open("rb") as file:
-                digest.update(file.read(65536))
-                if size > 65536:
-                    file.seek(max(65536, size - 65536))
-                    digest.update(file.read())
-        else:
+        if not quick:
             digest.update(file_digest(path).encode())
+            continue
+        with path.open("rb") as file:
+            for start, length in _samples(size):
+                file.seek(start)
+                digest.update(file.read(length))
     return digest.hexdigest()[:12]
+
+
+def _samples(size: int) -> list[tuple[int, int]]:
+    """(start, length) of what a quick digest reads of a file of ``size`` bytes."""
+    if size <= SAMPLES * BLOCK:
+        return [(0, size)]
+    return [(k * (size - BLOCK) // (SAMPLES - 1), BLOCK) for k in range(SAMPLES)]

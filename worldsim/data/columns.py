@@ -88,7 +88,7 @@ def load(folder: Path, key: str) -> np.ndarray:
 
 
 def dataset_fingerprint(root: Path) -> str:
-    """12 hex digits of a dataset's own files: names, sizes, first and last 64 KiB of each.
+    """12 hex digits of a dataset's own files: names, sizes and samples of each, see :func:`core.files.folder_digest`.
 
     What this program writes into a dataset folder later (columns, run records, inference results, training caches) does
     not count, so deriving something does not make everything else stale.
