@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests import worldeval_ckpt
-from tests.unit.test_wan import TWINS
+from tests.wan_nets import TWINS
 from worldsim.core.errors import UserError
 from worldsim.train import checkpoint
 from worldsim.world_models._wan_card import WanCard

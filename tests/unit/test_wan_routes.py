@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from tests.unit.test_wan import ROUTES, TWINS, A, B, K, R, batch_of, make_inputs, make_net
+from tests.wan_nets import ROUTES, TWINS, A, B, K, R, batch_of, make_inputs, make_net
 from worldsim.core.errors import UserError
 from worldsim.nn.action_embedder import index_waves
 from worldsim.nn.flow import TimeSampling

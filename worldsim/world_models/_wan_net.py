@@ -20,6 +20,9 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2
 """Self- and cross-attention and feed-forward, as the published Wan LoRAs; CLIP's added projections stay."""
 ADAPTER = "default"
 LEAST_SIGMA = 0.05
+"""Below this time an error in a predicted sample counts as it does here."""
+SMALLEST_SIGMA = 1e-4
+"""Keeps the division defined at time 0, which no sampler asks for."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,20 @@ class WanNet(nn.Module):
         return self._velocity(out.float(), x[:, : out.shape[1]], sigma)
 
     def _velocity(self, out: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """What the transformer gave as a velocity. From a predicted sample: ``(x - sample) / sigma``, sigma bounded below.
+        """What the transformer gave as a velocity. From a predicted sample: ``(x - sample) / sigma``.
 
         # source: "Back to Basics: Let Denoising Generative Models Denoise" (Li & He 2025), x-prediction with v-loss
         """
         if self.geometry.prediction == "velocity":
             return out
-        return (x.float() - out) / sigma.clamp_min(LEAST_SIGMA).view(-1, 1, 1, 1, 1)
+        return (x.float() - out) / sigma.clamp_min(SMALLEST_SIGMA).view(-1, 1, 1, 1, 1)
+
+    def trust(self, sigma: Tensor) -> Tensor:
+        """What a clip's error in velocity is scaled by in the loss, ``[B]``: 1, but ``sigma / LEAST_SIGMA`` below that where
+        the transformer predicts samples, whose errors would grow as 1 / sigma there. Prediction and target are scaled
+        alike, so the best prediction stays the true one.
+        """
+        return torch.ones_like(sigma) if self.geometry.prediction == "velocity" else (sigma / LEAST_SIGMA).clamp_max(1.0)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained and saved, by the name it is saved under: diffusers' LoRA keys, and ``conditioner.*``."""

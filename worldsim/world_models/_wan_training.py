@@ -70,7 +70,8 @@ class FlowLoss(nn.Module):
         else:
             condition = condition[torch.arange(count, device=device), choice].float() + off
         predicted = self.net(x, flow.timestep(sigma), text, actions, history, dropped, condition, image)
-        error = ((predicted - flow.velocity(x0, noise)) ** 2).mean(dim=(1, 3, 4))
+        wrong = (predicted - flow.velocity(x0, noise)) * self.net.trust(sigma).view(-1, 1, 1, 1, 1)
+        error = (wrong**2).mean(dim=(1, 3, 4))
         return self._mean(error, ~given, sigma)
 
     def _history_errors(self, x0: Tensor, given: Tensor) -> Tensor | float:
