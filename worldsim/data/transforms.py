@@ -113,5 +113,15 @@ def to_unit(frames: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Inverse of :func:`to_unit`, rounded and clipped to 0 … 255."""
+    """Inverse of :func:`to_unit`, rounded and clipped to 0 … 255.
+
+    Raises:
+        UserError: a number is not finite; as a pixel it would be garbage.
+    """
+    if not np.isfinite(video).all():
+        raise UserError(
+            "the decoded frames hold numbers that are not finite: the weights of the model or of its base are damaged, or "
+            "guidance is far too strong",
+            "worldsim infer DATA --model RUN --set guidance=1",
+        )
     return np.moveaxis(np.rint((video + 1.0) * 127.5).clip(0, 255), -4, -1).astype(np.uint8)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,31 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
     Raises:
-        UserError: missing or damaged; names the file.
+        UserError: missing or damaged, or a number in it is not finite; names the file.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file: {error}") from error
+    require_finite(tensors, str(path))
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """
+    Raises:
+        UserError: a weight is NaN or infinite, which would give frames of garbage; names ``source`` and the tensor.
+    """
+    for name, tensor in tensors.items():
+        wrong = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if wrong:
+            raise UserError(
+                f"{source}: {wrong} of {tensor.numel()} numbers of {name} are not finite; the file is damaged (compare it "
+                "with where it came from) or its training diverged",
+                f"sha256sum {shlex.quote(source)}",
+            )
 
 
 def read_about(path: Path) -> dict[str, Any]:

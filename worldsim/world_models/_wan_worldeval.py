@@ -21,6 +21,7 @@ from torch import Tensor
 from worldsim.core.errors import UserError
 from worldsim.core.types import ActionSpec
 from worldsim.data.transforms import Normalize
+from worldsim.train import checkpoint
 from worldsim.world_models import _worldeval_files as files
 from worldsim.world_models._wan_card import Sampling, WanCard
 from worldsim.world_models._wan_geometries import Base, resolve
@@ -98,6 +99,7 @@ def trained_tensors(path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or not (value.numel() and value.is_floating_point()):
             what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise UserError(f"{file}: {name} is no weight but {what}")
+    checkpoint.require_finite(flat, str(file))
     return flat
 
 
