@@ -97,3 +97,21 @@ def test_running_sums_tell_where_differences_led():
         torch.nn.init.normal_(embedder.net[-1].weight)
         out = embedder(actions)
         assert torch.equal(out[:, 1], out[:, 2]) is equal
+
+
+@pytest.mark.parametrize("sums", [False, True])
+def test_rows_that_led_to_given_frames_move_nothing(sums):
+    """Per clip: with one given latent all rows count, with three those of the first two groups do not."""
+    torch.manual_seed(0)
+    embedder = ActionEmbedder(4 * R, A, D, 16, sums=sums)
+    torch.nn.init.normal_(embedder.net[-1].weight)
+    actions, other = torch.randn(2, 4 * K, R, A), torch.randn(2, 4 * K, R, A)
+    history = torch.tensor([1, 3])
+    led = actions.clone()
+    led[:, :8] = other[:, :8]
+    moved = (embedder(led, history) != embedder(actions, history)).any(-1)
+    assert moved.tolist() == [[False, True, True, sums], [False] * 4]
+    assert torch.equal(embedder(led, 3), embedder(actions, 3))
+    ahead = actions.clone()
+    ahead[:, 8:] = other[:, 8:]
+    assert (embedder(ahead, history) != embedder(actions, history)).any(-1)[:, 3].all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tests.wan_nets import TWINS
 from worldsim.core.errors import UserError
 from worldsim.encoders.wan_vae import WanVAE
+from worldsim.nn.action_embedder import ActionEmbedder
 from worldsim.world_models._wan_geometries import resolve
 from worldsim.world_models._wan_rollout import Imagination
 from worldsim.world_models.wan import Wan
@@ -152,3 +154,27 @@ def test_instructions_change_the_video():
     model.set_instructions(["a", "b"])
     with pytest.raises(UserError, match="2 instructions were set for 1"):
         model.rollout(context, actions)
+
+
+@pytest.mark.parametrize("sums", [False, True])
+@pytest.mark.parametrize("history", [1, 2])
+def test_a_chunks_conditioning_is_that_of_training_on_the_same_rows(chunks, history, sums):
+    """Training knows the rows that led to given frames, a rollout's later chunks do not: it must not matter."""
+    torch.manual_seed(0)
+    model = Wan.tiny()
+    model.card = replace(model.card, histories=(history,))
+    rows, width = model.net.spec.rows_per_frame, model.net.geometry.width
+    model.net.conditioner = ActionEmbedder(4 * rows, 2, width, 16, sums=sums).requires_grad_(False)
+    torch.nn.init.normal_(model.net.conditioner.net[-1].weight)
+    actions = np.random.default_rng(0).normal(size=(20, 1, 2)).astype(np.float32)
+    context = np.zeros((1, 1 + 4 * (history - 1), 32, 64, 3), np.uint8)
+    text = torch.zeros(1, model.net.geometry.text_tokens, 32)
+    imagination = Imagination(model.net, model.card, model.vae, lambda: None, model.device)
+    imagination.roll(context, actions[None], [(0, 0)], text)
+    step, before = 8 - 4 * (history - 1), 4 * (history - 1)
+    assert len(chunks) == -(-20 // step)
+    for at, (handed, _) in enumerate(chunks[:-1]):
+        if at * step < before:
+            continue  # what led to the context is not among the rows
+        true = torch.from_numpy(actions[at * step - before : at * step + step])[None]
+        assert torch.equal(model.net.conditioner(handed, history), model.net.conditioner(true, history))

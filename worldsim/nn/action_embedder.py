@@ -26,8 +26,9 @@ class ActionEmbedder(nn.Module):
         hidden: width of the two hidden layers.
         indexed: also tell each vector which latent it is for (sines and cosines of its index, before the last layer), for
             readers that would not know it, such as cross-attention.
-        sums: also show each group the running sums of its rows since the clip began: where motion that is told in
-            differences has led by then. A sum looks back only, so the alignment stays.
+        sums: also show each group the running sums of its rows since the last given frame: where motion that is told in
+            differences has led by then. A sum looks back only, and never at what led to given frames: a rollout's later
+            chunks read the sums that training read.
     """
 
     def __init__(
@@ -56,16 +57,22 @@ class ActionEmbedder(nn.Module):
         rows = actions.reshape(batch, -1, self.action_dim)
         if rows.shape[1] % self.rows:
             raise UserError(f"{rows.shape[1]} action rows do not fill groups of {self.rows}; a clip has 4k + 1 frames")
+        count = torch.as_tensor(history, device=actions.device).expand(batch)
         if self.sums:
-            rows = torch.cat([rows, rows.cumsum(1) / self.rows**0.5], dim=-1)
+            rows = torch.cat([rows, self._sums(rows, count)], dim=-1)
         driven = self._driven(rows.reshape(batch, rows.shape[1] // self.rows, -1))
         hide = torch.zeros(batch, dtype=torch.bool, device=actions.device) if dropped is None else dropped
         driven = torch.where(hide[:, None, None], self.null.to(driven.dtype), driven)
         first = self.given.to(driven.dtype).expand(batch, 1, self.dim)
         out = torch.cat([first, driven], dim=1)
-        count = torch.as_tensor(history, device=actions.device).expand(batch)
         is_given = torch.arange(out.shape[1], device=actions.device) < count[:, None]
         return torch.where(is_given[..., None], self.given.to(out.dtype), out)
+
+    def _sums(self, rows: Tensor, history: Tensor) -> Tensor:
+        """Running sums ``[B, n, A]`` of the rows after the last given frame, over the root of a group's size."""
+        first = self.rows * (history - 1)  # latent 0 has no rows
+        after = torch.arange(rows.shape[1], device=rows.device) >= first[:, None]
+        return (rows * after[..., None]).cumsum(1) / self.rows**0.5
 
     def _driven(self, groups: Tensor) -> Tensor:
         """``[B, K, rows * A]`` -> ``[B, K, D]``."""
