@@ -148,7 +148,7 @@ def test_a_model_trains_on_the_column(worldsim, policies, data, tmp_path):
     code, _, err = worldsim("finetune-wan", data, "--config", "smoke", "--actions", "act", "--out", "ft")
     assert code == 0, err
     card = json.loads((tmp_path / "ft" / "checkpoint" / "card.json").read_text())
-    assert card["action_column"] == columns.find(data, "actions", "act").folder.name
+    assert card["action_column"] == columns.find(data, "actions", "act").spec.maker
     assert card["action_spec"]["names"][63] == "act_63"
     for frames, told in ((8, 0), (CHUNK, 0), (CHUNK + 1, 2)):  # the row after the first chunk has seen frame CHUNK
         out = tmp_path / f"dream-{frames}"
@@ -156,6 +156,22 @@ def test_a_model_trains_on_the_column(worldsim, policies, data, tmp_path):
         assert code == 0, err
         notes = json.loads((out / "result.json").read_text())["notes"]
         assert any(f"in {told} of 2 scenes the policy of act" in note for note in notes) == bool(told)
+
+    other = tmp_path / "other"  # one episode less: another dataset
+    shutil.copytree(data, other, ignore=shutil.ignore_patterns("columns"))
+    max((other / "episodes").iterdir()).unlink()
+    words = ("infer", other, "--model", "ft", "--episodes", "0", "--frames", 4, "--out", "elsewhere")
+    code, _, err = worldsim(*words)
+    assert code == 1
+    assert "worldsim extract-latents" in err
+    wrong = ("--extractor", "act", "--policy", policies.act, "--set", "mode=frame", "--out", "latents-frame")
+    assert worldsim("extract-latents", other, *wrong)[0] == 0
+    code, _, err = worldsim(*words)
+    assert code == 1
+    assert "made with other settings" in err
+    assert worldsim("extract-latents", other, "--extractor", "act", "--policy", policies.act, "--out", "latents-2")[0] == 0
+    code, _, err = worldsim(*words)
+    assert code == 0, err
 
 
 def one(data, index: int) -> Episode:

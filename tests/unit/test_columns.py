@@ -149,3 +149,19 @@ def test_a_damaged_file_is_named(tmp_path):
         columns.Column(column.folder).load("episode_000000")
     with pytest.raises(UserError, match="not finished"):
         column.load("nobody")
+
+
+def test_a_column_is_found_by_what_made_it_on_other_data(tmp_path):
+    here, other = spec("d1"), spec("d2", frames=13)
+    for one in (here, spec("d2"), other):
+        columns.ensure(tmp_path, one, KEYS, array)
+    assert here.maker == spec("d2").maker != other.maker
+    for dataset in ("d1", "d2"):
+        found = columns.find(tmp_path, "latents", here.maker, {"dataset": dataset})
+        assert found.spec == spec(dataset)
+    with pytest.raises(UserError, match="several columns"):
+        columns.find(tmp_path, "latents", here.maker)
+    with pytest.raises(UserError, match="stale"):
+        columns.find(tmp_path, "latents", here.maker, {"dataset": "d3"})
+    with pytest.raises(UserError, match=r"its 3 by wan-vae were made with other settings"):
+        columns.find(tmp_path, "latents", spec(frames=17).maker)

@@ -270,11 +270,11 @@ def choose_latents(
     """What drives the video: recorded actions (extracted on the way), or a column that extract-latents made.
 
     Returns:
-        the column, and its name for the checkpoint's card.
+        the column, and for the checkpoint's card what made it: rows that the same made of other data drive the model too.
     """
     if wish.actions == "raw":
         raw: Any = registry.get("latent_actions", "raw").create(None, None, "cpu")
         latents = _latents.fill(wish.root, source, "raw", raw, digest, rank=rank, world_size=world_size)
         return latents, "raw"
     latents = _latents.find(wish.root, wish.data, wish.actions, digest)
-    return latents, latents.column.folder.name
+    return latents, latents.column.spec.maker

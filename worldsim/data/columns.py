@@ -51,6 +51,11 @@ class ColumnSpec:
         return fingerprint({**asdict(self)})
 
     @property
+    def maker(self) -> str:
+        """``plugin@<digest>`` of what made it alone, not of what was read: the same on every dataset."""
+        return f"{self.plugin}@{fingerprint({**asdict(self), 'inputs': {}})}"
+
+    @property
     def path(self) -> Path:
         """Relative to the root: ``columns/<kind>/<plugin>@<fingerprint>``."""
         return Path(FOLDER, self.kind, f"{self.plugin}@{self.fingerprint}")
@@ -144,21 +149,23 @@ def missing(root: Path, spec: ColumnSpec, keys: Iterable[str]) -> list[str]:
 
 
 def find(root: Path, kind: str, plugin: str, inputs: Mapping[str, str] | None = None, command: str | None = None) -> Column:
-    """The one column of ``kind`` made by ``plugin`` (``raw``, or ``raw@<fingerprint>`` to pick one of several).
+    """The one column of ``kind`` made by ``plugin`` (``raw``), or one of several: ``raw@<fingerprint>``, or the same by
+    what made it, on whatever data, :attr:`ColumnSpec.maker`.
 
     Args:
         inputs: fingerprints as they are now; a column made from others is stale and refused.
         command: what to type to build it (again); part of the error.
     """
     name, _, wanted = plugin.partition("@")
-    folders = sorted(p.parent for p in (root / FOLDER / kind).glob(f"{name}@{wanted or '*'}/{MANIFEST}"))
-    if not folders:
+    made = [Column(path.parent) for path in sorted((root / FOLDER / kind).glob(f"{name}@*/{MANIFEST}"))]
+    columns = [c for c in made if not wanted or plugin in (c.folder.name, c.spec.maker)]
+    if not columns:
         others = sorted({p.name.partition("@")[0] for p in (root / FOLDER / kind).glob("*@*")})
-        raise UserError(f"{root} has no column {kind}/{plugin}{did_you_mean(name, others)}", command)
-    columns = [Column(folder) for folder in folders]
+        other = f"; its {len(made)} by {name} were made with other settings (policy, mode, cameras, rate)"
+        raise UserError(f"{root} has no column {kind}/{plugin}{other if made else did_you_mean(name, others)}", command)
     fresh = [c for c in columns if _current(c.spec, inputs or {})]
     if not fresh:
-        raise UserError(f"the column {folders[-1]} is stale: the data that it was made from has changed", command)
+        raise UserError(f"the column {columns[-1].folder} is stale: the data that it was made from has changed", command)
     if len(fresh) > 1:
         known = ", ".join(c.folder.name for c in fresh)
         raise UserError(f"{root} has several columns {kind}/{name}; name one of: {known}")

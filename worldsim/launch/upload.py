@@ -126,7 +126,8 @@ def _kept(leaf: str, path: Path, config: dict[str, Any]) -> str | None:
         return COLUMNS
     if leaf != "data" or config.get(COLUMNS):
         return None
-    for name in (config.get(ACTIONS), _action_column(config.get("model"))):
+    own = str(_action_column(config.get("model")) or "raw").partition("@")[0]  # a card names no folder but what made it
+    for name in (config.get(ACTIONS), own):
         plugin, _, wanted = str(name or "raw").partition("@")
         named = plugin != "raw" or wanted  # plain raw rows are made again there
         if named and any((path / COLUMNS / ACTIONS).glob(f"{glob.escape(plugin)}@{glob.escape(wanted) or '*'}")):
