@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,12 @@ class Studio:
         self.column = self._column()
         if isinstance(model, SupportsSampling):
             model.set_sampling(order.steps, order.guidance)
+        guidance = getattr(model, "guidance", 1.0)
+        if guidance != 1.0 and self.needs.action_dropout == 0:
+            note(
+                f"guidance = {guidance:g} pushes away from hidden actions, and this model was trained with action_dropout = 0: "
+                "it has learned nothing about them, so what it is pushed from is arbitrary"
+            )
 
     def agenda(self) -> Agenda:
         """Look at the numbers of every chosen episode (no frame is decoded): what can be imagined, what cannot.
@@ -172,6 +179,33 @@ class Studio:
                 f"in {len(ahead)} of {len(out.scenes)} scenes the policy of {self.needs.action_column} looks at a true frame "
                 "again while the model imagines, at a chunk's start: the model is told more than its given frame"
             )
+
+    def forced(self, agenda: Agenda) -> str | None:
+        """How the rows that drive the model have seen true frames which it is to imagine; None where they have not.
+
+        Read from the column itself: the card of another program's checkpoint does not know.
+        """
+        if self.needs.teacher_forced or (self.column is not None and _latents.teacher_forced(self.column)):
+            return "teacher-forced"
+        ahead = [scene for scene in agenda.scenes if self._looks_ahead(scene)]
+        if not ahead:
+            return None
+        other = "; ".join(f"{key} = {value}" for key, value in self.unforced(agenda).items())
+        return (
+            f"in {len(ahead)} of {len(agenda.scenes)} scenes the policy looks again, at a chunk's start after the given frame; "
+            f"{f'with {other} it does not' if other else 'and none of its chunks holds two frames'}"
+        )
+
+    def unforced(self, agenda: Agenda) -> dict[str, Any]:
+        """``frames``, and ``start`` where that must change too, with which no policy looks ahead; empty where none do."""
+        if self.column is None or self.needs.teacher_forced or _latents.teacher_forced(self.column):
+            return {}
+        stride, first = max(scene.stride for scene in agenda.scenes), self.spec.first()
+        for start in range(first, first + max(1, _latents.rows_of_chunk(self.column, first)) + 1):
+            frames = (_latents.rows_of_chunk(self.column, start) + self.spec.delay) // stride
+            if frames >= 1:
+                return {"frames": frames} if start == first else {"start": start, "frames": frames}
+        return {}
 
     def _looks_ahead(self, scene: Planned) -> bool:
         last = self.spec.first() - self.spec.delay + self.order.frames * scene.stride - 1

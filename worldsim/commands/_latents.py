@@ -92,6 +92,17 @@ def train_stats(column: Column, train: list[str], *, write: bool = True) -> Stat
     return stats
 
 
+def teacher_forced(column: Column) -> bool:
+    """Whether every row has seen the true frame that it belongs to."""
+    return bool(column.spec.params.get("teacher_forced", False))
+
+
+def rows_of_chunk(column: Column, given: int) -> int:
+    """Rows from frame ``given`` on that a policy intended before it looked at a frame after it; 0 for one without chunks."""
+    chunk = int(column.spec.params.get("chunk", 0))
+    return (given // chunk + 1) * chunk - given if chunk > 1 else 0
+
+
 def looks_ahead(column: Column, given: int, last: int) -> bool:
     """Whether a policy that plans in chunks had seen a true frame after frame ``given`` when it intended row ``last``."""
     chunk = int(column.spec.params.get("chunk", 0))

@@ -35,7 +35,7 @@ from worldsim.world_models import load as load_model
 DEMO_ROWS = {"tuned": MODEL, "base": BASELINE, "copy_last": COPY, "ceiling": CEILING}
 DEMO_METRICS = ("psnr", "ssim", "motion_psnr")
 FORCED = (
-    "TEACHER-FORCED: this model's latent actions have seen the true frames that it imagines. No number here says how well it "
+    "TEACHER-FORCED: latent actions have seen true frames that are imagined here. No number here says how well a model "
     "imagines."
 )
 
@@ -54,7 +54,8 @@ class Config:
         permutations: how often each episode is imagined with another episode's actions; 0 measures no gap.
         resamples: bootstrap draws of episodes for the intervals.
         clips: how many episodes the page shows.
-        allow_teacher_forced: score a model whose latent actions have seen the true frames that it imagines; said everywhere.
+        allow_teacher_forced: score a model whose latent actions have seen true frames that it imagines (of every frame, or of a
+            later chunk's start); said everywhere.
         episodes, max_episodes, camera, columns, frames, start, fps, num_samples, batch, steps, guidance, max_rejected: as in
             ``infer``.
     """
@@ -166,15 +167,16 @@ def _imagined(config: Config, context: RunContext) -> Material:
             context.reads(name, Path(text))
     source = open_dataset(order.data)
     try:
-        studio, agenda = _imagine(order, config.model, source, context.out / "frames", context, config.allow_teacher_forced)
+        allow = config.allow_teacher_forced
+        studio, agenda, forced = _imagine(order, config.model, source, context.out / "frames", context, allow)
         material = Material(_files(agenda, context.out / "frames"), rejected=agenda.rejected)
-        material.forced = FORCED if studio.needs.teacher_forced else None
         material.facts = _facts(config, studio, source)
         if config.baseline:
             folder = context.out / "baseline" / "frames"
             own = replace(order, permutations=0, reconstruct=False)
-            _imagine(own, config.baseline, source, folder, context, config.allow_teacher_forced)
-            material.baseline = _files(agenda, folder)
+            _, _, too = _imagine(own, config.baseline, source, folder, context, allow)
+            material.baseline, forced = _files(agenda, folder), forced or too
+        material.forced = FORCED if forced else None
     finally:
         source.close()
     return material
@@ -182,22 +184,29 @@ def _imagined(config: Config, context: RunContext) -> Material:
 
 def _imagine(
     order: Order, name: str, source: EpisodeSource, folder: Path, context: RunContext, allow_forced: bool
-) -> tuple[Studio, Agenda]:
+) -> tuple[Studio, Agenda, bool]:
+    """Also: whether the model's latent actions had seen true frames that it imagined, which only ``allow_forced`` lets pass."""
     studio = Studio(order, load_model(name, context.device), source, context.seed, context.note, context.device)
-    if studio.needs.teacher_forced and not allow_forced:
-        raise UserError(
-            f"{name} is driven by latent actions that have seen the true frames it would be scored on (teacher-forced): such "
-            "scores say nothing about imagining",
-            f"worldsim eval video {order.data} --model {name} --set allow_teacher_forced=true",
-        )
     agenda = studio.agenda()
+    forced = studio.forced(agenda)
+    if forced is not None and not allow_forced:
+        raise UserError(
+            f"{name} is driven by latent actions that have seen the true frames it would be scored on ({forced}): such "
+            "scores say nothing about imagining",
+            f"worldsim eval video {order.data} --model {name} {_settings(studio.unforced(agenda))}",
+        )
 
     def path(episode: str) -> Path:
         return folder / f"{agenda.names[episode]}.npz"
 
     for prediction in studio.batches(agenda, lambda planned: path(planned.episode).exists(), title=f"imagine with {name}"):
         save(path(prediction.episode), prediction)
-    return studio, agenda
+    return studio, agenda, forced is not None
+
+
+def _settings(values: dict[str, Any]) -> str:
+    """Of a command: how to score what was not told, or to score nevertheless."""
+    return " ".join(f"--set {key}={value}" for key, value in (values or {"allow_teacher_forced": "true"}).items())
 
 
 def _files(agenda: Agenda, folder: Path) -> list[Path]:

@@ -107,7 +107,7 @@ class Config:
         actions: ``raw``, or a column that extract-latents made, as ``plugin`` or ``plugin@fingerprint``.
         action_delay: rows between a command and its visible effect.
         action_dropout: share of clips whose actions are hidden, so that action guidance exists.
-        action_sums: the conditioner also sees the actions' running sums since the clip began; for actions that are
+        action_sums: the conditioner also sees the actions' running sums since the last given frame; for actions that are
             differences or velocities, whose sum is where things are by then.
         normalise: ``mean-std``, or ``quantile`` (1 % … 99 % onto -1 … 1).
         route: how actions enter the transformer.
@@ -226,8 +226,9 @@ def _card(config: Config, choice: Choice, encoded: Encoded, base: Base) -> WanCa
         normalize=encoded.normalize,
         sampling=Sampling(config.sampling.steps, config.sampling.guidance, shift),
         prompts=dict(sorted(encoded.prompts.items())) if encoded.texts_travel else {},
-        teacher_forced=bool(encoded.latents.column.spec.params.get("teacher_forced", False)),
+        teacher_forced=_latents.teacher_forced(encoded.latents.column),
         train_episodes=tuple(encoded.clips.episodes),
+        action_dropout=config.action_dropout,
     )
 
 

@@ -63,10 +63,11 @@ class Needs:
         action_spec: the meaning of its action rows; None for a model that ignores them.
         camera: the camera it was trained on (optional attribute ``camera``); None takes the dataset's first by name.
         action_delay: rows between a command and its effect in training (optional attribute ``action_delay``).
-        action_column: ``raw`` for the dataset's own rows, else the latent actions it was trained on, as ``plugin`` or
-            ``plugin@fingerprint`` of the column kind ``actions`` (optional attribute ``action_column``).
+        action_column: ``raw`` for the dataset's own rows, else the latent actions it was trained on, as ``plugin``,
+            ``plugin@fingerprint`` or by what made them, ``data.columns.ColumnSpec.maker`` (optional attribute).
         teacher_forced: whether its action rows have seen the true frames that it is to imagine (optional attribute).
         train_episodes: ids of the episodes that it was trained on (optional attribute); empty where it does not say.
+        action_dropout: share of clips whose actions were hidden in training (optional attribute); None where it does not say.
     """
 
     height: int
@@ -79,6 +80,7 @@ class Needs:
     action_column: str
     teacher_forced: bool = False
     train_episodes: tuple[str, ...] = ()
+    action_dropout: float | None = None
 
 
 def needs(model: WorldModel) -> Needs:
@@ -94,6 +96,7 @@ def needs(model: WorldModel) -> Needs:
         action_column=getattr(model, "action_column", None) or "raw",
         teacher_forced=bool(getattr(model, "teacher_forced", False)),
         train_episodes=tuple(getattr(model, "train_episodes", ())),
+        action_dropout=getattr(model, "action_dropout", None),
     )
 
 

@@ -38,13 +38,15 @@ class WanCard:
         height, width: pixels. fps: of its frames. frames: of the longest clips, 4k + 1.
         histories: numbers of given latents it was trained with, ascending.
         camera: the camera it saw, or several stacked from top to bottom (``a+b``, see ``data.cameras``).
-        action_column: ``raw``, or the column kind ``actions`` as ``plugin@fingerprint``.
+        action_column: ``raw``, or the latent actions by what made them, ``data.columns.ColumnSpec.maker``.
         action_spec: the meaning of a row. action_delay: rows between a command and its effect.
         normalize: physical rows <-> what the conditioner reads.
         sampling: the defaults of a rollout.
         prompts: text -> key of its embedding ``text.<key>`` in the weights file; empty when they were too many.
         teacher_forced: whether the actions come from an extractor that has seen frames which are to be imagined.
         train_episodes: ids of the episodes it has seen.
+        action_dropout: share of clips whose actions were hidden in training, without which guidance means nothing; None in
+            cards that do not say.
     """
 
     base: dict[str, Any]
@@ -63,6 +65,7 @@ class WanCard:
     prompts: dict[str, str]
     teacher_forced: bool = False
     train_episodes: tuple[str, ...] = ()
+    action_dropout: float | None = None
 
     @property
     def context_frames(self) -> int:

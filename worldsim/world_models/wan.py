@@ -65,6 +65,7 @@ class Wan:
         self.action_spec: ActionSpec | None = card.action_spec
         self.camera, self.action_delay, self.action_column = card.camera, card.action_delay, card.action_column
         self.teacher_forced, self.train_episodes = card.teacher_forced, card.train_episodes
+        self.action_dropout = card.action_dropout
         self.instructions: list[str | None] = []
 
     @classmethod
@@ -146,6 +147,11 @@ class Wan:
     def set_sampling(self, steps: int | None = None, guidance: float | None = None) -> None:
         """How the next rollouts are sampled; None keeps the card's. Guidance 1.0 is off: one forward per step."""
         self.card = self.card.with_sampling(steps, guidance)
+
+    @property
+    def guidance(self) -> float:
+        """Of the next rollouts; 1.0 is off."""
+        return self.card.sampling.guidance
 
     def set_instructions(self, instructions: Sequence[str | None]) -> None:
         """The tasks of the next rollouts' contexts; None reads as no text."""
