@@ -245,3 +245,23 @@ def test_unreachable_wandb_is_a_note(tmp_path, monkeypatch):
 def test_senseless_settings_are_refused(key, value):
     with pytest.raises(UserError, match=f"train.{key}"):
         settings(**{key: value})
+
+
+def test_ranks_draw_other_noise_and_one_rank_the_same_again(tmp_path):
+    """What the loss sees of torch's generator, per step and pass."""
+
+    class Listening(Noisy):
+        def forward(self, x):
+            drawn.append(torch.rand(1).item())
+            return super().forward(x)
+
+    heard = {}
+    for name, rank in (("a", 0), ("b", 1), ("again", 0)):
+        drawn: list[float] = []
+        (tmp_path / name).mkdir()
+        context = RunContext("train", tmp_path / name, rank=rank)
+        chosen = settings(steps=2, accumulate=2, checkpoint_every=2)
+        fit(Listening(), lambda step, micro: {"x": DATA[:4]}, chosen, context, lambda tensors, step: None)
+        heard[name] = drawn
+    assert heard["a"] == heard["again"]
+    assert len({*heard["a"], *heard["b"]}) == 8

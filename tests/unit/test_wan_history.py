@@ -8,9 +8,12 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
+from worldsim.core.types import FrameStream
 from worldsim.data.transforms import to_unit
+from worldsim.data.windows import WindowSpec
 from worldsim.nn.flow import TimeSampling
 from worldsim.world_models._wan_conditioning import condition_channels, given_latents
+from worldsim.world_models._wan_encode import ClipPlan, Encoders, encode_windows
 from worldsim.world_models._wan_geometries import resolve
 from worldsim.world_models._wan_net import NetSpec, WanNet
 from worldsim.world_models._wan_training import FlowLoss
@@ -160,3 +163,18 @@ def test_i2v_reads_its_channels_in_wans_order_and_attends_to_the_picture(monkeyp
             ("history", history + 1),
         ):
             assert not torch.allclose(net(**{**inputs, key: other}), first, atol=1e-6), key
+
+
+def test_the_condition_column_holds_nothing_of_frames_that_are_to_be_imagined(tmp_path):
+    """Repainting what follows the given frames changes no byte of it; repainting a given frame does."""
+    plan = ClipPlan("d", "cam", SIDE, SIDE, WindowSpec(FRAMES), (1, 2))
+    frames, other = clip_of_frames()[0], clip_of_frames(1)[0]
+    clips = {f"after-{n}": np.concatenate([frames[:n], other[n:]]) for n in (0, 1, 5, FRAMES)}
+    streams = {name: lambda clip=clip: FrameStream.of(clip) for name, clip in clips.items()}
+    column = encode_windows(tmp_path, Encoders(resolve("tiny-i2v"), "cpu"), plan, streams, 1)["condition"]
+    rows = {name: column.load(name)[0] for name in clips}
+    truth = rows[f"after-{FRAMES}"]
+    for m, given in enumerate((1, 5)):
+        for n in (1, 5):
+            assert np.array_equal(rows[f"after-{n}"][m], truth[m]) == (n >= given)
+        assert not np.array_equal(rows["after-0"][m], truth[m])

@@ -102,3 +102,16 @@ def test_a_step_to_time_zero_from_a_true_sample_ends_there(monkeypatch, sigma):
     truth = torch.randn_like(inputs["x"])
     monkeypatch.setattr(net.transformer, "forward", lambda **rest: (truth,))
     assert torch.allclose(inputs["x"] - sigma * net(**inputs), truth, atol=1e-4)
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_shift_of_training_times_reaches_the_net(twin, monkeypatch):
+    net, seen = make_net(twin), []
+    batch = batch_of(net, count=32)
+    monkeypatch.setattr(net, "forward", lambda x, time, *rest: seen.append(time / 1000) or torch.zeros_like(x))
+    for shift in (1.0, 5.0):
+        torch.manual_seed(0)
+        FlowLoss(net, (1, 2), TimeSampling("uniform", shift), dropout=0.0)(**batch)
+    plain, moved = seen
+    assert torch.allclose(moved, 5 * plain / (1 + 4 * plain))
+    assert 0.3 < plain.median() < 0.7

@@ -11,8 +11,10 @@ import torch
 
 from tests.wan_nets import TWINS
 from worldsim.core.errors import UserError
+from worldsim.data.transforms import Normalize
 from worldsim.encoders.wan_vae import WanVAE
 from worldsim.nn.action_embedder import ActionEmbedder
+from worldsim.world_models._wan_card import Sampling
 from worldsim.world_models._wan_geometries import resolve
 from worldsim.world_models._wan_rollout import Imagination
 from worldsim.world_models.wan import Wan
@@ -178,3 +180,21 @@ def test_a_chunks_conditioning_is_that_of_training_on_the_same_rows(chunks, hist
             continue  # what led to the context is not among the rows
         true = torch.from_numpy(actions[at * step - before : at * step + step])[None]
         assert torch.equal(model.net.conditioner(handed, history), model.net.conditioner(true, history))
+
+
+def test_the_net_is_told_normalised_actions(chunks):
+    """Physical rows in, (x - shift) / scale in the chunk, with another shift and scale for each number."""
+    model, actions = Wan.tiny(), np.random.default_rng(0).normal(size=(1, 8, 1, 2)).astype(np.float32)
+    shift, scale = np.array([3.0, -1.0]), np.array([0.5, 4.0])
+    model.card = replace(model.card, normalize=Normalize(shift, scale, None, "mean-std"))
+    model.rollout(np.zeros((1, 1, 32, 64, 3), np.uint8), actions)
+    assert chunks[0][0].numpy() == pytest.approx((actions - shift) / scale, abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 4.0])
+def test_a_rollout_is_sampled_at_the_cards_shifted_times(shift):
+    model, times = Wan.tiny(), []
+    model.card = replace(model.card, sampling=Sampling(steps=4, guidance=1.0, shift=shift))
+    model.net.register_forward_pre_hook(lambda net, inputs: times.append(float(inputs[1][0])))
+    model.rollout(np.zeros((1, 1, 32, 64, 3), np.uint8), np.zeros((1, 8, 1, 2), np.float32))
+    assert times == pytest.approx([1000 * shift * u / (1 + (shift - 1) * u) for u in (1.0, 0.75, 0.5, 0.25)])
