@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from tests import dreams, worldeval_ckpt
 from worldsim import world_models
 from worldsim.core.errors import UserError
+from worldsim.core.types import ActionSpec
 from worldsim.data.predictions import load as load_prediction
 from worldsim.world_models import _wan_worldeval, _worldeval_files
 from worldsim.world_models._wan_geometries import resolve
@@ -250,6 +251,27 @@ def test_the_commands_of_the_errors_can_be_typed(tmp_path):
     assert _worldeval_files.beside(path).actions == "act"
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "after"),
+    [
+        ("fps: 10\nsize: 32x64\ncamera: top\nactons: raw\nsteps: 7", "unknown key 'actons'; did you mean 'actions'", "raw"),
+        ("fps: 10\nsize: 32x64\ncamera: top\nsteps: 7", "lacks actions", "act"),
+        ('{"fps": 10, "size": "32x64", "camera": "top", "actons": "raw", "steps": 7}', "did you mean 'actions'", "raw"),
+    ],
+)
+def test_what_a_person_wrote_is_kept(tmp_path, text, said, after):
+    """The command that mends an existing file loses nothing of it, even where its last line has no end."""
+    import subprocess
+
+    path = tmp_path / "a model.ckpt"
+    path.with_suffix(".json" if text[0] == "{" else ".yaml").write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        _worldeval_files.beside(path)
+    subprocess.run(error.value.command, shell=True, check=True)
+    beside = _worldeval_files.beside(path)
+    assert (beside.actions, beside.camera, beside.steps) == (after, "top", 7)
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("unpickled",))
@@ -285,6 +307,19 @@ def test_partitioned_weights_are_joined_by_deepspeeds_own_script(tmp_path):
 
 
 # --- end to end -------------------------------------------------------------------------------------------------------
+
+
+def test_raw_actions_without_names_are_compared_by_their_number(tmp_path):
+    """``action_names: null`` beside it: no name is asked for; names that are given must be those of the dataset."""
+    theirs = ActionSpec(("v_right", "v_down"), ("px", "px"), rate=10.0)
+    unnamed = world_models.load(write(tmp_path, worldeval_ckpt.trained(2)))
+    unnamed.action_spec.require(theirs, mine="the model", theirs="data")
+    named = world_models.load(write(tmp_path, worldeval_ckpt.trained(2), action_names=["v_down", "v_right"]))
+    with pytest.raises(UserError, match="differ in names"):
+        named.action_spec.require(theirs, mine="the model", theirs="data")
+    wide = world_models.load(write(tmp_path, worldeval_ckpt.trained(3)))
+    with pytest.raises(UserError, match="differ in dim"):
+        wide.action_spec.require(theirs, mine="the model", theirs="data")
 
 
 @pytest.mark.parametrize("form", ["flat", "deepspeed"])

@@ -124,6 +124,11 @@ class ActionSpec:
     def dim(self) -> int:
         return len(self.names)
 
+    @property
+    def named(self) -> bool:
+        """Whether the source gave names; ``action_0 …`` stands for none."""
+        return self.names != tuple(f"action_{i}" for i in range(self.dim))
+
     @classmethod
     def unknown(cls, dim: int, rate: float, names: tuple[str, ...] | None = None) -> ActionSpec:
         names = names or tuple(f"action_{i}" for i in range(dim))
@@ -138,8 +143,11 @@ class ActionSpec:
         return cls(**lists)
 
     def require(self, other: ActionSpec, *, mine: str, theirs: str) -> None:
-        """Refuse ``other`` when it cannot mean the same rows. ``unknown`` agrees with anything; rate is compared too."""
+        """Refuse ``other`` when it cannot mean the same rows. ``unknown`` and rows without names agree with anything of
+        their width; rate is compared too."""
         for key in ("dim", "names", "mode", "space", "frame", "gripper", "gripper_open", "rate", "scale"):
+            if key == "names" and not (self.named and other.named):
+                continue
             a, b = getattr(self, key), getattr(other, key)
             if a != b and "unknown" not in (a, b) and None not in (a, b):
                 raise UserError(f"the actions of {mine} and of {theirs} differ in {key}: {a} and {b}")

@@ -7,6 +7,9 @@ comes from ``<name>.yaml`` (or ``.json``) beside it. Imports no torch: it also a
 
 from __future__ import annotations
 
+import difflib
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from worldsim.core.files import read_json
 
 FILES = (".ckpt", ".pt", ".pth", ".bin")
 PARTITIONED = "zero_pp_rank_*_model_states.pt"
-TEMPLATE = r"fps: 15\nsize: 480x832\ncamera: cam_high\nactions: act\n"
+TEMPLATE = {"fps": "15", "size": "480x832", "camera": "cam_high", "actions": "act"}
+"""What must be written beside a checkpoint, with values to put one's own over."""
 
 
 @config
@@ -67,6 +71,8 @@ class Beside:
             raise ValueError(f"size '{self.size}' is not of the form HxW")
         if self.fps <= 0:
             raise ValueError(f"fps must be positive, but is {self.fps}")
+        if self.action_delay < 0:
+            raise ValueError(f"action_delay must not be negative, but is {self.action_delay}")
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -146,21 +152,44 @@ def beside(path: Path) -> Beside:
     raise UserError(
         f"{path} does not say how it was trained; write fps, size, camera and actions (and base, if it is not "
         f"{Beside.__dataclass_fields__['base'].default}) into {note}",
-        f"printf '{TEMPLATE}' > {note}",
+        f"printf {_lines(TEMPLATE)} > {shlex.quote(str(note))}",
     )
+
+
+def _lines(keys: Iterable[str]) -> str:
+    """Lines of the template, quoted, as ``printf`` takes them."""
+    return shlex.quote("".join(f"{key}: {TEMPLATE[key]}\\n" for key in keys))
 
 
 def _read(note: Path) -> Beside:
     values: Any = read_json(note) if note.suffix == ".json" else _yaml(note)
     if not isinstance(values, dict):
-        raise UserError(f"{note} must be a mapping of keys to values", f"printf '{TEMPLATE}' > {note}")
-    lacking = [key for key in ("fps", "size", "camera", "actions") if key not in values]
+        raise UserError(f"{note} must be a mapping of keys to values", f"cat {shlex.quote(str(note))}")
+    lacking = [key for key in TEMPLATE if key not in values]
     if lacking:
-        raise UserError(f"{note} lacks {' and '.join(lacking)}", f"printf '{TEMPLATE}' > {note}")
+        raise UserError(*_lacks(note, lacking, [str(key) for key in values]))
     try:
         return build(Beside, values)
     except UserError as error:
         raise UserError(f"{note}: {error.sentence}", error.command) from error
+
+
+def _lacks(note: Path, lacking: list[str], given: list[str]) -> tuple[str, str]:
+    """What an existing file lacks, and a command that adds it: what a person has written there is never lost.
+
+    A mistyped key is renamed (the file as it was stays as ``….bak``); what is wholly absent is appended.
+    """
+    sentence, file = f"{note} lacks {' and '.join(lacking)}", shlex.quote(str(note))
+    unknown = [key for key in given if key not in Beside.__dataclass_fields__]
+    near = next(((u, n[0]) for u in unknown if (n := difflib.get_close_matches(u, lacking, n=1, cutoff=0.6))), None)
+    if near is not None:
+        sentence += f"; it has an unknown key '{near[0]}'; did you mean '{near[1]}'?"
+        was, now = (f'"{key}"' if note.suffix == ".json" else f"{key}:" for key in near)
+        change = shlex.quote(f"s/{was}/{now}/")
+        return sentence, f"sed -i.bak {change} {file}"
+    if unknown:
+        sentence += f"; it has an unknown key '{unknown[0]}'"
+    return sentence, f"cat {file}" if note.suffix == ".json" else f"printf '\\n'{_lines(lacking)} >> {file}"
 
 
 def _yaml(note: Path) -> Any:
