@@ -7,6 +7,7 @@ Besides :class:`~worldsim.core.protocols.WorldModel` a model may offer more; the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,8 +136,25 @@ def resolve_checkpoint(path: Path) -> Path:
         if (folder / CARD_FILE).exists():
             return folder
     if (path / "config.yaml").exists():
+        _refuse_other_kind(path)
         raise UserError(f"{path} is an unfinished run: it has no checkpoint/{CARD_FILE} yet", _resume(path))
     raise UserError(f"{path} is no run folder: it has no checkpoint/{CARD_FILE}", "worldsim finetune-wan DATA --out RUN")
+
+
+def _refuse_other_kind(path: Path) -> None:
+    """
+    Raises:
+        UserError: the run in ``path`` is finished and made no model; names the command that it is of.
+    """
+    saved, result = yaml.safe_load((path / "config.yaml").read_text(encoding="utf8")) or {}, path / "result.json"
+    if not result.exists() or read_json(result).get("status") != "done" or (path / "checkpoint").exists():
+        return
+    model = saved.get("model")
+    used = f"; the model that it used is {model}" if model else ""
+    raise UserError(
+        f"{path} is a run of {str(saved.get('command')).replace('eval-', 'eval ')}, not a model{used}",
+        f"worldsim infer DATA --model {shlex.quote(str(model))}" if model else "worldsim models list world-models",
+    )
 
 
 def rollout_memory(name_or_run: str | Path, batch: int) -> float | None:
