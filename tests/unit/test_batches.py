@@ -105,6 +105,29 @@ def test_too_short_episodes_are_named():
     assert cut({"a": 5, "b": 9}, WindowSpec(9)) == {9: {"b": [0]}}
 
 
+@pytest.mark.parametrize(
+    ("longest", "spec", "change"),
+    [
+        (41, WindowSpec(9, delay=39), {"delay": 0}),
+        (41, WindowSpec(49), {"frames": 41}),
+        (40, WindowSpec(49, stride=2), {"frames": 17}),
+        (41, WindowSpec(41, delay=3), {"frames": 37}),
+        (4, WindowSpec(9), None),
+    ],
+)
+def test_what_would_fit_is_said_and_fits(longest, spec, change):
+    """The delay is named where there is one; no hint repeats what is in use."""
+    with pytest.raises(UserError) as error:
+        cut({"a": longest}, spec)
+    assert (f"action_delay = {spec.delay}" in error.value.sentence) == (spec.delay > 0)
+    if change is None:
+        assert error.value.command is None
+        return
+    key = {"frames": "frames", "delay": "action_delay"}[next(iter(change))]
+    assert error.value.command.replace(" ", "=").endswith(f"{key}={next(iter(change.values()))}")
+    assert cut({"a": longest}, replace(spec, **change))
+
+
 def test_short_episodes_give_the_longest_clips_they_hold(tmp_path):
     spec = WindowSpec(frames=13, stride=2, hop=3, delay=1)  # spans of 25, 17 and 9 source frames, after frame 1
     lengths = {"long": 30, "nine": 18, "whole": 26, "five": 10, "short": 9}

@@ -148,12 +148,21 @@ def cut(lengths: Mapping[str, int], spec: WindowSpec, shorter: Sequence[int] = (
     out = {frames: starts for frames, starts in out.items() if starts}
     if not out:
         least, longest = replace(spec, frames=sizes[-1]), max(lengths.values(), default=0)
+        late = f", {least.delay} of them before a clip because of action_delay = {least.delay}" if least.delay else ""
         raise UserError(
             f"no episode has the {least.span + least.delay} source frames that clips of {least.frames} frames need "
-            f"(one of every {least.stride} source frames is taken); the longest has {longest}",
-            "worldsim finetune-wan --frames 9",
+            f"(one of every {least.stride} source frames is taken{late}); the longest has {longest}",
+            _fitting(longest, least),
         )
     return out
+
+
+def _fitting(longest: int, spec: WindowSpec) -> str | None:
+    """What to change so that an episode of ``longest`` frames holds a clip: fewer frames, 4k + 1, or else no delay."""
+    most = (longest - spec.delay - 1) // spec.stride + 1
+    if most >= 5:
+        return f"worldsim finetune-wan DATA --frames {most - (most - 1) % 4}"
+    return "worldsim finetune-wan DATA --set action_delay=0" if spec.delay and spec.span <= longest else None
 
 
 def normalised(actions: Mapping[str, np.ndarray], normalize: Normalize) -> dict[str, np.ndarray]:
