@@ -37,8 +37,12 @@ def run(config: Config, context: RunContext) -> Result:
         UserError: no run was named, or it is no fine-tuned Wan.
     """
     from worldsim.world_models._wan_export import export, source
+    from worldsim.world_models._wan_geometries import mismatch
 
     card, tensors = source(_named(config))
+    other = mismatch(card.base)
+    if other is not None:
+        context.note(f"what is exported fits the base that it was trained on, which is not the one here: {other}")
     if Path(_named(config)).exists():
         context.inputs["model"] = _named(config)
     files = export(card, tensors, config.to, context.out)

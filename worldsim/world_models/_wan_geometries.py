@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -301,11 +302,30 @@ def _same(folder: Path, revision: str | None, found: str) -> str:
     """``found``, the revision of a folder's weights.
 
     Raises:
-        UserError: it is another one than ``revision``.
+        UserError: it is another one than ``revision``; says how to get that one back, or to train anew.
     """
     if revision not in (None, found):
-        raise UserError(f"{folder} is another model (revision {found}) than the one trained on (revision {revision})")
+        bundled = folder.parent == BUNDLED
+        back = "install the worldsim of that run's provenance.json (key 'worldsim')" if bundled else "put that one back"
+        model = folder.name if bundled else str(folder)
+        raise UserError(
+            f"{folder} is another model (revision {found}) than the one trained on (revision {revision}); {back}, or train "
+            "anew into another folder",
+            f"worldsim finetune-wan DATA --model {shlex.quote(model)} --out runs/finetune-wan/{found}",
+        )
     return found
+
+
+def mismatch(base: dict[str, Any]) -> str | None:
+    """Why the base of a card can no longer be had here as it was trained on; None where it can, or is not here at all."""
+    model, revision = base["model"], base["revision"]
+    if not ((model in GEOMETRIES and GEOMETRIES[model].bundled) or Path(model).is_dir()):
+        return None
+    try:
+        resolve(model, revision)
+    except UserError as error:
+        return error.sentence
+    return None
 
 
 def read_geometry(folder: Path) -> Geometry:
