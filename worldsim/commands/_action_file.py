@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from worldsim.core.errors import UserError
+from worldsim.core.types import ActionSpec
 
 KINDS = ".npy, .npz (one array per episode id) or .csv"
 
@@ -36,14 +37,29 @@ class ActionFile:
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as file:
-                    return cls(path, None, {key: _checked(path, file[key]) for key in file.files})
+                    return cls(path, None, {key: _checked(path, file[key], f" ({key})") for key in file.files})
             if path.suffix == ".npy":
                 return cls(path, _checked(path, np.load(path, allow_pickle=False)), {})
             if path.suffix == ".csv":
                 return cls(path, _checked(path, np.loadtxt(path, delimiter=",", ndmin=2)), {})
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"--actions {path} cannot be read: {error}") from error
+            # NumPy's own words for a file that is none of its arrays advise to unpickle it
+            reason = error if path.suffix == ".csv" else "it is damaged, or no NumPy file of plain numbers"
+            raise UserError(f"--actions {path} cannot be read: {reason}") from error
         raise UserError(f"--actions {path} is not a {KINDS} file")
+
+    def require(self, spec: ActionSpec) -> None:
+        """
+        Raises:
+            UserError: rows of another width than ``spec``, that of the model.
+        """
+        for key, rows in {"": self.rows, **self.by_episode}.items():
+            if rows is not None and rows.shape[1] != spec.dim:
+                where = f"{self.path} ({key})" if key else f"{self.path}"
+                raise UserError(
+                    f"--actions {where} has rows of {rows.shape[1]} numbers; the model takes {spec.dim}: "
+                    f"{', '.join(spec.names[:8])}{', …' if spec.dim > 8 else ''}"
+                )
 
     def of(self, episode: str, frames: int, stride: int) -> np.ndarray:
         """The first ``frames * stride`` rows as ``[n, r, A]``; a file with more is used up to there.
@@ -63,9 +79,18 @@ class ActionFile:
         return rows[:needed].reshape(frames, stride, rows.shape[1])
 
 
-def _checked(path: Path, rows: np.ndarray) -> np.ndarray:
+def _checked(path: Path, rows: np.ndarray, where: str = "") -> np.ndarray:
+    """Rows ``[rows, A]``; ``where`` names the array in a file of several."""
     if rows.ndim == 3:
         rows = rows.reshape(-1, rows.shape[-1])
-    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.number) or not np.isfinite(rows).all():
-        raise UserError(f"--actions {path} must hold finite numbers [rows, A]; it holds {rows.dtype} {rows.shape}")
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.number):
+        shape = " x ".join(map(str, rows.shape)) or "a single value"
+        raise UserError(f"--actions {path}{where} must hold numbers [rows, A]; it holds {rows.dtype}, {shape}")
+    wrong = np.argwhere(~np.isfinite(rows))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise UserError(
+            f"--actions {path}{where} must hold finite numbers; that in row {row}, column {column} (from 0) is "
+            f"{rows[row, column]}{f', and {len(wrong) - 1} others are not finite either' if len(wrong) > 1 else ''}"
+        )
     return rows.astype(np.float32) if rows.dtype == np.float64 else rows

@@ -155,6 +155,8 @@ class Config:
             raise ValueError(f"min_frames must be 4k + 1 between 5 and frames = {self.frames}, but is {least}")
         if not 0 <= self.history_noise < float("inf"):
             raise ValueError(f"history_noise must not be negative, but is {self.history_noise}")
+        if self.action_delay < 0:
+            raise ValueError(f"action_delay must be at least 0, but is {self.action_delay}")
         check_size_text(self.size)
         check_route(self.route)
         if not 0 <= self.action_dropout < 1:

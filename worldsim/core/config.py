@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config[T](cls: type[T]) -> type[T]:
-    """Mark a class as a config: frozen, keyword-only, typed, unknown keys refused."""
-    settings = ConfigDict(extra="forbid", validate_default=True)
+    """Mark a class as a config: frozen, keyword-only, typed; unknown keys and numbers that are not finite are refused."""
+    settings = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     return pydantic_dataclass(frozen=True, kw_only=True, config=settings)(cls)  # type: ignore[return-value]
 
 

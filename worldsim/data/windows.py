@@ -33,7 +33,10 @@ class WindowSpec:
 
     def __post_init__(self) -> None:
         if self.frames < 2 or self.stride < 1 or self.hop < 1 or self.delay < 0:
-            raise UserError(f"a window needs at least 2 frames, stride and hop of at least 1 and no negative delay: {self}")
+            raise UserError(
+                "a window needs at least 2 frames, stride and hop of at least 1 and no negative action_delay; here they are "
+                f"{self.frames}, {self.stride}, {self.hop} and {self.delay}"
+            )
 
     @property
     def span(self) -> int:
