@@ -33,7 +33,7 @@ def test_a_number_that_is_not_finite_has_a_row_and_a_column(tmp_path, kind):
 def test_rows_of_another_width_name_the_file(tmp_path, kind):
     file = ActionFile.read(saved(tmp_path / f"a{kind}", np.zeros((5, 3), np.float32)))
     file.require(ActionSpec.unknown(3, 10.0))
-    with pytest.raises(UserError, match="rows of 3 numbers; the model takes 2: x, y$") as error:
+    with pytest.raises(UserError, match=r"rows of 3 numbers; the model takes 2: x, y$") as error:
         file.require(ActionSpec(("x", "y"), ("m", "m")))
     assert str(tmp_path / f"a{kind}") in error.value.sentence
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -14,7 +15,8 @@ from PIL import Image, ImageFont
 from scipy.stats import binomtest, permutation_test
 
 from worldsim.commands.eval_video import _alarm
-from worldsim.data.predictions import Prediction, file_names, load, save
+from worldsim.core.errors import UserError
+from worldsim.data.predictions import Prediction, file_names, load, marks, save
 from worldsim.data.scenes import partners, scene_seed
 from worldsim.metrics.scoring import Summary
 from worldsim.report import page as pages
@@ -177,6 +179,21 @@ def test_predictions_survive_the_disk_and_equal_ones_give_equal_bytes(tmp_path: 
     back = load(tmp_path / "1.npz")
     for key, value in vars(p).items():
         assert np.array_equal(getattr(back, key), value), key
+
+
+def test_what_takes_the_worth_from_a_score_is_marked(tmp_path: Path) -> None:
+    plain = Prediction("e", clip(3)[None], np.zeros((2, 1, 3), np.float32), truth=clip(3))
+    save(tmp_path / "plain.npz", plain)
+    save(tmp_path / "told.npz", replace(plain, teacher_forced=True, trained_on=True))
+    assert marks(tmp_path / "plain.npz") == set()
+    assert marks(tmp_path / "told.npz") == {"teacher_forced", "trained_on"}
+    back = load(tmp_path / "told.npz")
+    assert (back.teacher_forced, back.trained_on) == (True, True)
+    (tmp_path / "junk.npz").write_bytes(b"abc")
+    for read in (load, marks):
+        with pytest.raises(UserError, match="is no file of predicted frames") as error:
+            read(tmp_path / "junk.npz")
+        assert "pickle" not in error.value.sentence
 
 
 def test_file_names_are_safe_and_unique() -> None:

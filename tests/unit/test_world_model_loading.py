@@ -55,9 +55,11 @@ def test_a_finished_run_of_another_kind_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unfinished run"):
         world_models.load(run)
     (run / "result.json").write_text('{"status": "done"}')
-    with pytest.raises(UserError, match=r"imagined is a run of infer, not a model; the model that it used is runs/tuned") as error:
+    with pytest.raises(
+        UserError, match=r"imagined is a run of infer, not a model; the model that it used is runs/tuned"
+    ) as error:
         world_models.load(run)
-    assert "--model runs/tuned" in error.value.command
+    assert "runs/tuned" in error.value.command
     (run / "config.yaml").write_text("command: eval-video\nseed: 0\n")
     with pytest.raises(UserError, match="is a run of eval video, not a model"):
         world_models.load(run)

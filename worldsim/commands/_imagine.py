@@ -6,7 +6,7 @@ killed run continues with the very numbers of an undisturbed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ class Studio:
         )
         self.fps = _rate(self.needs, order.fps)
         _require_actions(self.needs, source.card, order)
+        self.trained_on: frozenset[str] = frozenset()
         self.actor = self._actor(device)
         self.column = self._column()
         if isinstance(model, SupportsSampling):
@@ -133,7 +134,8 @@ class Studio:
                 self._plan_one(episode, index, out)
             except BadEpisode as bad:
                 out.rejected.append({"episode": bad.episode, "reason": bad.reason})
-        self._report(out, self.needs.train_episodes or (split.train if split.held_out else ()))
+        self.trained_on = frozenset(self.needs.train_episodes or (split.train if split.held_out else ()))
+        self._report(out, self.trained_on)
         out.names = file_names([scene.episode for scene in out.scenes])
         return out
 
@@ -156,7 +158,7 @@ class Studio:
             return self.actor.of(episode, self.spec, stride)
         return np.zeros((self.order.frames, stride, 0), np.float32)
 
-    def _report(self, out: Agenda, trained_on: Sequence[str]) -> None:
+    def _report(self, out: Agenda, trained_on: frozenset[str]) -> None:
         """Say who was left out, and whether scores would be those of training episodes."""
         needed = f"frame {self.spec.first()} and {self.order.frames} more at {_hertz(self.fps)}"
         if not out.scenes:
@@ -167,7 +169,7 @@ class Studio:
             )
         if out.too_short:
             self.note(f"{len(out.too_short)} episodes are too short for {needed} and were left out: {_some(out.too_short)}")
-        seen = sorted({scene.episode for scene in out.scenes} & set(trained_on))
+        seen = sorted({scene.episode for scene in out.scenes} & trained_on)
         if seen:
             whose = (
                 "were trained on by this model" if self.needs.train_episodes else "belong to the training part of the split"
@@ -185,6 +187,8 @@ class Studio:
 
         Read from the column itself: the card of another program's checkpoint does not know.
         """
+        if self.actor is not None:  # rows of somebody who has not seen this episode
+            return None
         if self.needs.teacher_forced or (self.column is not None and _latents.teacher_forced(self.column)):
             return "teacher-forced"
         ahead = [scene for scene in agenda.scenes if self._looks_ahead(scene)]
@@ -269,7 +273,7 @@ class Studio:
             actions = [others[scene.episode][number].actions for scene in batch]
             swapped.append(self._rollout(batch, actions, 1)[:, 0])
         out = []
-        for b, scene in enumerate(batch):
+        for b, (planned, scene) in enumerate(zip((planned for planned, _ in pairs), batch)):
             theirs = others[scene.episode][:count]
             prediction = Prediction(
                 episode=scene.episode,
@@ -280,6 +284,8 @@ class Studio:
                 fps=scene.fps,
                 instruction=scene.instruction,
                 action_names=self._names(scene.actions.shape[-1]),
+                teacher_forced=self.forced(Agenda([planned])) is not None,
+                trained_on=scene.episode in self.trained_on,
             )
             if theirs:
                 prediction = replace(
@@ -368,7 +374,10 @@ class Studio:
         if order.actions == "dataset":
             return None
         if not order.actions.startswith(_policy_actions.PREFIX):
-            return ActionFile.read(Path(order.actions))
+            file = ActionFile.read(Path(order.actions))
+            if self.needs.action_spec is not None:
+                file.require(self.needs.action_spec)
+            return file
         actor = _policy_actions.make(order.actions, self.source, self.spec, self.seed, device, self.note)
         live = isinstance(actor, ClosedLoop)
         for key, value, least in (("permutations", order.permutations, 0), ("num_samples", order.num_samples, 1)):

@@ -26,7 +26,7 @@ from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
-from worldsim.data.predictions import Prediction, find, load, save
+from worldsim.data.predictions import MARKS, Prediction, find, load, marks, save
 from worldsim.formats import open_dataset
 from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, Summary, Table, summarise
 from worldsim.report.statistics import LEAST_EPISODES
@@ -138,7 +138,7 @@ def run(config: Config, context: RunContext) -> Result:
     alarms = [sentence for sentence in (material.forced, _alarm(summary)) if sentence]
     for sentence in alarms:
         shout(sentence)
-    for warning in (*alarms, _flicker(summary)):
+    for warning in (*alarms, _flicker(summary), _untested(config, summary)):
         if warning:
             context.note(warning)
     write_json(context.out / "scores.json", scores_json(table, summary, forced=material.forced is not None))
@@ -152,7 +152,24 @@ def _given(config: Config, context: RunContext) -> Material:
     files = find(Path(str(config.predictions)))
     if config.baseline:
         raise UserError("baseline needs --model: predictions that are there already have no second model")
-    return Material(files, facts={"predictions": str(config.predictions)})
+    told = {path: marks(path) for path in files}
+    forced, known = ([path.stem for path in files if mark in told[path]] for mark in MARKS)
+    if forced:
+        how = f"teacher-forced, {len(forced)} of {len(files)} episodes"
+        _refuse_forced(
+            f"what imagined {config.predictions}",
+            how,
+            config.allow_teacher_forced,
+            {},
+            f"--predictions {config.predictions}",
+        )
+    if known:
+        context.note(
+            f"{len(known)} of {len(files)} episodes are training episodes of what imagined them, which may know them by heart: "
+            f"{', '.join(known[:5])}{f' and {len(known) - 5} more' if len(known) > 5 else ''}"
+        )
+    facts = {"predictions": str(config.predictions)}
+    return Material(files, facts=facts, forced=FORCED if forced else None)
 
 
 def _imagined(config: Config, context: RunContext) -> Material:
@@ -189,12 +206,8 @@ def _imagine(
     studio = Studio(order, load_model(name, context.device), source, context.seed, context.note, context.device)
     agenda = studio.agenda()
     forced = studio.forced(agenda)
-    if forced is not None and not allow_forced:
-        raise UserError(
-            f"{name} is driven by latent actions that have seen the true frames it would be scored on ({forced}): such "
-            "scores say nothing about imagining",
-            f"worldsim eval video {order.data} --model {name} {_settings(studio.unforced(agenda))}",
-        )
+    if forced is not None:
+        _refuse_forced(name, forced, allow_forced, studio.unforced(agenda), f"{order.data} --model {name}")
 
     def path(episode: str) -> Path:
         return folder / f"{agenda.names[episode]}.npz"
@@ -202,6 +215,22 @@ def _imagine(
     for prediction in studio.batches(agenda, lambda planned: path(planned.episode).exists(), title=f"imagine with {name}"):
         save(path(prediction.episode), prediction)
     return studio, agenda, forced is not None
+
+
+def _refuse_forced(who: str, how: str, allowed: bool, otherwise: dict[str, Any], words: str) -> None:
+    """
+    Args:
+        who: what imagined. how: it was told. otherwise: settings under which it is not.
+
+    Raises:
+        UserError: it is not ``allowed`` that actions have seen the truth.
+    """
+    if not allowed:
+        raise UserError(
+            f"{who} is driven by latent actions that have seen the true frames it would be scored on ({how}): such "
+            "scores say nothing about imagining",
+            f"worldsim eval video {words} {_settings(otherwise)}",
+        )
 
 
 def _settings(values: dict[str, Any]) -> str:
@@ -286,6 +315,14 @@ def shout(sentence: str) -> None:
     lines = textwrap.wrap(sentence, 96)
     frame = "!" * (max(map(len, lines)) + 6)
     say("\n".join([frame, *(f"!! {line.ljust(len(frame) - 6)} !!" for line in lines), frame]))
+
+
+def _untested(config: Config, summary: Summary) -> str | None:
+    """The sentence for scores that hold no test of the actions; None where they do."""
+    if summary.gap is not None or summary.identical:
+        return None
+    how = "use --model" if config.predictions else "--set permutations=1 does"
+    return f"whether the model follows its actions was not tested; {how}"
 
 
 def _flicker(summary: Summary) -> str | None:

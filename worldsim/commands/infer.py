@@ -109,13 +109,19 @@ def run(config: Config, context: RunContext) -> Result:
     try:
         studio = Studio(order, load(config.model, context.device), source, context.seed, context.note, context.device)
         agenda = studio.agenda()
+        forced = studio.forced(agenda)
+        if forced is not None:
+            context.note(
+                f"the latent actions have seen true frames that are imagined here ({forced}): the films do not show how well "
+                "the model imagines, and no score of them would; result.json and the saved frames say so"
+            )
         folder = Folder(context.out, config.save_frames, agenda.names, studio.spec.first())
         for prediction in studio.batches(agenda, folder.has):
             folder.write(prediction)
         write_metadata(folder, order.data, source, agenda.imagined)
     finally:
         source.close()
-    return _result(config, context, studio, agenda)
+    return _result(config, context, studio, agenda, forced is not None)
 
 
 class Folder:
@@ -182,7 +188,7 @@ def write_metadata(folder: Folder, data: Path, source: EpisodeSource, planned: l
     write_json(folder.out / "inference" / "metadata.json", entries)
 
 
-def _result(config: Config, context: RunContext, studio: Studio, agenda: Agenda) -> Result:
+def _result(config: Config, context: RunContext, studio: Studio, agenda: Agenda, forced: bool) -> Result:
     made, rejected = len(agenda.imagined), agenda.rejected
     result = Result(
         metrics={
@@ -193,6 +199,7 @@ def _result(config: Config, context: RunContext, studio: Studio, agenda: Agenda)
             "num_samples": config.num_samples,
             "rejected": rejected,
             "too_short": agenda.too_short,
+            **({"teacher_forced": True} if forced else {}),
         },
         summary=f"{made} episodes, 1 given + {config.frames} imagined frames each: {context.out / 'side_by_side'}",
         next=f"worldsim eval video {config.data} --model {config.model}",

@@ -5,6 +5,8 @@ were used, and ``action_names`` ``[A]`` where they have names; ``frame_index``, 
 ``fps``; ``episode``; ``instruction``. Where there are several samples: ``samples`` ``[N, 1 + n, H, W, 3]`` (``pred`` is the
 first). Where they were asked for: ``permuted`` ``[P, 1 + n, H, W, 3]``, imagined with the actions ``permuted_actions``
 ``[P, n, r, A]`` of the episodes ``permuted_episodes`` ``[P]``; and ``reconstruction``, ``truth`` through the model's codec.
+What takes its worth from a score stands there too, as bool, absent where it is not so: ``teacher_forced`` (the actions have
+seen true frames that were imagined) and ``trained_on`` (the model was trained on this episode).
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 
 from worldsim.core.errors import UserError
 from worldsim.core.files import replacing
+
+MARKS = ("teacher_forced", "trained_on")
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Prediction:
     permuted_episodes: list[str] = field(default_factory=list)
     reconstruction: np.ndarray | None = None
     action_names: list[str] = field(default_factory=list)
+    teacher_forced: bool = False
+    trained_on: bool = False
 
     @property
     def pred(self) -> np.ndarray:
@@ -76,6 +82,7 @@ def save(path: Path, prediction: Prediction) -> None:
         arrays["action_names"] = np.array(p.action_names)
     if p.reconstruction is not None:
         arrays["reconstruction"] = p.reconstruction
+    arrays |= {key: np.array(True) for key in MARKS if getattr(p, key)}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -86,11 +93,7 @@ def load(path: Path) -> Prediction:
     Raises:
         UserError: not such a file, or shapes that do not belong together.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            data = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is no file of predicted frames: {error}") from error
+    data = _arrays(path)
     missing = [key for key in ("pred", "truth") if key not in data]
     if missing:
         raise UserError(f"{path} has no '{missing[0]}'", "worldsim infer DATA --model RUN --set save_frames=true")
@@ -112,7 +115,23 @@ def load(path: Path) -> Prediction:
         permuted_episodes=[str(name) for name in data.get("permuted_episodes", [])],
         reconstruction=data.get("reconstruction"),
         action_names=[str(name) for name in data.get("action_names", [])],
+        teacher_forced=bool(data.get("teacher_forced", False)),
+        trained_on=bool(data.get("trained_on", False)),
     )
+
+
+def marks(path: Path) -> set[str]:
+    """Which of ``teacher_forced`` and ``trained_on`` hold for a file; no frame is read."""
+    return {key for key, value in _arrays(path, MARKS).items() if value}
+
+
+def _arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file; those of ``keys`` that are there, or all."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files if keys is None or key in keys}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is no file of predicted frames: it is damaged, or holds more than arrays") from error
 
 
 def find(folder: Path) -> list[Path]:
