@@ -109,3 +109,29 @@ def test_memory_of_rollouts_needs_no_weights(tmp_path: Path) -> None:
     one, four = (world_models.rollout_memory(run, batch) for batch in (1, 4))
     assert 1 < one < four < 8
     assert world_models.rollout_memory("copy", 4) is None
+
+
+def test_another_base_has_a_way_back_and_an_export_says_so(tmp_path: Path) -> None:
+    """A bundled base that an upgrade replaced: a run tuned on the old one names what to install, or how to train anew."""
+    from worldsim.commands import models_export
+    from worldsim.core.runs import RunContext
+    from worldsim.train import checkpoint
+    from worldsim.world_models._wan_geometries import mismatch, resolve
+    from worldsim.world_models.wan import Wan
+
+    with pytest.raises(UserError, match=r"another model .* provenance\.json .* or train anew") as error:
+        resolve("worldsim-tiny", "0123456789ab")
+    assert "finetune-wan DATA --model worldsim-tiny --out" in error.value.command
+    model = Wan.tiny("worldsim-tiny")
+    assert mismatch(model.card.base) is None
+    assert mismatch({"model": "nowhere", "revision": "0"}) is None
+    tensors = {name: p.detach() for name, p in model.net.trained().items()}
+    for revision, notes in ((model.card.base["revision"], 0), ("0123456789ab", 1)):
+        run = make_run(tmp_path / revision, model.card.to_json() | {"base": {**model.card.base, "revision": revision}})
+        checkpoint.write_weights(run / "checkpoint" / checkpoint.WEIGHTS, tensors)
+        out = tmp_path / f"{revision}-export"
+        out.mkdir()
+        context = RunContext("models-export", out)
+        models_export.run(models_export.Config(model=str(run)), context)
+        assert len(context.notes) == notes
+    assert "not the one here" in context.notes[0]
