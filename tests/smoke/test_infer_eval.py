@@ -140,6 +140,9 @@ def test_permuted_actions_are_another_episodes_and_never_the_own(tmp_path, data,
     for number in range(2):
         takers = [p.permuted_episodes[number] for p in files]
         assert sorted(takers) == sorted(own), "every episode's actions are used once"
+    calls = models["echo"].calls  # own, then two permutations, for each batch
+    for own_call, *others in (calls[at : at + 3] for at in range(0, len(calls), 3)):
+        assert [call["seeds"] for call in others] == [own_call["seeds"]] * 2, "only the actions differ, not the noise"
     for p in files:
         assert p.episode not in p.permuted_episodes
         assert len(set(p.permuted_episodes)) == 2
