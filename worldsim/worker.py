@@ -126,7 +126,7 @@ def disk_full(error: BaseException, out: Path) -> UserError | None:
         return None
     where = error.filename or out
     return UserError(
-        f"no space left to write {where}; free some and type the same command again to continue", f"df -h {out}"
+        f"no space left to write {where}; free some and type the same command again to continue", ["df", "-h", out]
     )
 
 

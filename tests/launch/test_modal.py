@@ -108,7 +108,7 @@ def test_secrets_asked_for_must_exist_and_the_usual_ones_are_missed_aloud(ours, 
 
     monkeypatch.setattr(modal, "Secret", Secret)
     assert [secret.name for secret in ours.find_secrets(())] == ["wandb"]
-    assert "modal secret create huggingface HF_TOKEN=hf_…" in capfd.readouterr().err
+    assert "modal secret create huggingface HF_TOKEN=$HF_TOKEN" in capfd.readouterr().err
     with pytest.raises(RemoteError, match="no Modal secret named 'mine'") as caught:
         ours.find_secrets(("mine",))
     assert caught.value.command == "modal secret create mine KEY=value"

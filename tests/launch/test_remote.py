@@ -203,7 +203,7 @@ def test_an_out_folder_with_something_else_is_refused_before_anything_is_rented(
     launch(job(steps=1))
     with pytest.raises(UserError, match="runs/here holds something else") as caught:
         launch(job(steps=2))
-    assert caught.value.command == "worldsim … --out runs/here-2"
+    assert caught.value.command == "again out=runs/here-2"
     assert len(fake.rented) == 1
 
 

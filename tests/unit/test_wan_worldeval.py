@@ -138,7 +138,7 @@ def test_a_missing_key_is_named(tmp_path, form, key):
     del flat[key]
     with pytest.raises(UserError) as error:
         world_models.load(write(tmp_path, flat, form))
-    assert f"lacks {key} " in error.value.sentence
+    assert f"lacks {key}" in error.value.sentence
     assert "epoch=29_train_loss=0.0435.ckpt" in error.value.sentence
 
 
@@ -151,7 +151,7 @@ def test_an_unknown_key_is_named(tmp_path, form, key):
     flat = {**worldeval_ckpt.trained(8), key: torch.ones(4, 24)}
     with pytest.raises(UserError) as error:
         world_models.load(write(tmp_path, flat, form))
-    assert f"has an unknown key {key} " in error.value.sentence
+    assert f"has an unknown key {key}" in error.value.sentence
     assert ("lora_targets" in error.value.sentence) == key.startswith("blocks")
 
 

@@ -34,10 +34,10 @@ def test_by_name_and_by_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "weights", "sentence", "command"),
     [
-        (None, False, "unfinished run", "worldsim finetune-wan … --out"),
+        (None, False, "unfinished run", "worldsim finetune-wan --config"),
         ({"version": 1}, True, "names no world model", "worldsim models list"),
         ({"world_model": "wam"}, True, "did you mean 'wan'", "worldsim models list"),
-        ({"world_model": "wan"}, False, "model.safetensors is missing", "worldsim finetune-wan … --out"),
+        ({"world_model": "wan"}, False, "model.safetensors is missing", "worldsim finetune-wan --config"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_said(tmp_path: Path, card, weights, sentence, command) -> None:

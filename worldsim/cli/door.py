@@ -21,10 +21,14 @@ from worldsim.core.errors import UserError
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 
 
-def through_the_door(call: Callable[[], Any], machine: bool = False) -> int:
+def through_the_door(
+    call: Callable[[], Any], machine: bool = False, hint: Callable[[str | None], str | None] = lambda command: command
+) -> int:
     """Run ``call`` and return the exit code; what went wrong is printed on stderr.
 
-    ``machine``: ``--json`` was typed, so that even a usage error puts one JSON object on stdout.
+    Args:
+        machine: ``--json`` was typed, so that even a usage error puts one JSON object on stdout.
+        hint: an error's command -> what to type; see ``worldsim.cli.again``.
     """
     try:
         code = call()
@@ -34,7 +38,7 @@ def through_the_door(call: Callable[[], Any], machine: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _leave(130, INTERRUPTED)
     except UserError as error:
-        return _leave(error.exit_code, error.sentence, error.command)
+        return _leave(error.exit_code, error.sentence, hint(error.command))
     except UsageError as error:
         wrong_value = isinstance(error, typer.BadParameter) and not isinstance(error, MissingParameter)
         path = error.ctx.command_path if error.ctx else "worldsim"
@@ -60,7 +64,7 @@ def through_the_door(call: Callable[[], Any], machine: bool = False) -> int:
         if error.filename is None and error.errno is None:
             return _defect(error)
         name = f"{error.filename}: " if error.filename else ""
-        return _leave(1, f"{name}{error.strerror or error}", "df -h ." if error.errno in (28, 122) else None)
+        return _leave(1, f"{name}{error.strerror or error}", "df -h ." if error.errno in (28, 122) else hint(None))
     except Exception as error:
         # Not a swallowed error: anything that is not a UserError is a defect of this program, and is called so.
         return _defect(error)

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from worldsim import __version__
-from worldsim.cli import convert, doctor, evaluate, extract_latents, finetune_wan, infer, models, runs
+from worldsim.cli import again, convert, doctor, evaluate, extract_latents, finetune_wan, infer, models, runs
 from worldsim.cli.door import through_the_door
 
 app = typer.Typer(
@@ -35,8 +35,12 @@ def _options(version: bool = typer.Option(False, "--version", callback=_version,
 
 
 def main(argv: list[str] | None = None) -> int:
-    machine = "--json" in (sys.argv[1:] if argv is None else argv)
-    return through_the_door(lambda: app(args=argv, prog_name="worldsim", standalone_mode=False), machine)
+    typed = sys.argv[1:] if argv is None else argv
+
+    def hint(command: str | None) -> str:
+        return again.hint(typer.main.get_command(app), typed, command)
+
+    return through_the_door(lambda: app(args=argv, prog_name="worldsim", standalone_mode=False), "--json" in typed, hint)
 
 
 def entry() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from worldsim.cli.shared import Shared
 from worldsim.core import runs
 from worldsim.core.config import assign, build, load_recipe, parse_overrides, to_values
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.launch.job import Job, Launch
 
 
@@ -65,5 +65,5 @@ def only_dataset(name: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"there are several datasets: {', '.join(found)}; name one", f"worldsim {name} {found[0]}")
+        raise UserError(f"there are several datasets: {', '.join(found)}; name one", again(data=found[0]))
     raise UserError("no dataset was named and there is none under data/", "worldsim convert --hf-dataset REPO")

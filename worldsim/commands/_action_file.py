@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.types import ActionSpec
 
 KINDS = ".npy, .npz (one array per episode id) or .csv"
@@ -33,7 +33,7 @@ class ActionFile:
     def read(cls, path: Path) -> ActionFile:
         """Raises :class:`UserError` naming the file when it is missing, of another kind, or holds no finite numbers."""
         if not path.is_file():
-            raise UserError(f"--actions {path}: there is no such file", "worldsim infer DATA --actions dataset")
+            raise UserError(f"--actions {path}: there is no such file", again(actions="dataset"))
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as file:
@@ -74,7 +74,7 @@ class ActionFile:
         if len(rows) < needed:
             raise UserError(
                 f"{self.path} has {len(rows)} action rows; {frames} frames at {stride} rows per frame need {needed}",
-                f"worldsim infer DATA --frames {max(1, len(rows) // stride)}",
+                again(frames=max(1, len(rows) // stride)),
             )
         return rows[:needed].reshape(frames, stride, rows.shape[1])
 

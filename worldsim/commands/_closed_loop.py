@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.protocols import Policy
 from worldsim.core.types import Episode
 from worldsim.data import scenes
@@ -78,7 +78,7 @@ class ClosedLoop:
         if stride > 1 and any(getattr(actor.policy, "looks_back", False) for actor in actors):
             raise UserError(
                 f"the policy looks at consecutive frames of the dataset, and the dream shows every {stride}th",
-                "worldsim infer DATA --actions dataset",
+                again(actions="dataset"),
             )
         made: list[np.ndarray] = []
         driven: list[np.ndarray] = []

@@ -10,7 +10,7 @@ from worldsim.commands import _latents
 from worldsim.commands._latents import Latents
 from worldsim.commands._selection import parse_size
 from worldsim.core import registry
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.types import CameraInfo
 from worldsim.data import batches, cameras, columns, delay
@@ -133,7 +133,7 @@ def choose_camera(source: EpisodeSource, wanted: str | None) -> CameraInfo:
     if not known:
         raise UserError(f"{where} has no camera", "worldsim doctor DATA")
     name = wanted or min(known)
-    names = cameras.require_cameras(name, known, where, f"worldsim finetune-wan --camera {min(known)}")
+    names = cameras.require_cameras(name, known, where, again(camera=min(known)))
     return cameras.stacked_info(cameras.JOIN.join(names), source.card.cameras)
 
 
@@ -158,7 +158,7 @@ def choose_size(camera: CameraInfo, wanted: str | None, geometry: Geometry, stac
             raise UserError(
                 f"size {wanted}: each of the {stacked} stacked cameras gets {given[0] // stacked} pixels of the height, "
                 f"which is no multiple of {geometry.stride}",
-                f"worldsim finetune-wan --size {max(step, round(given[0] / step) * step)}x{given[1]}",
+                again(size=f"{max(step, round(given[0] / step) * step)}x{given[1]}"),
             )
         return given
     scale = min(1.0, (geometry.area / (camera.height * camera.width)) ** 0.5)
@@ -172,7 +172,7 @@ def check_size_text(text: str | None) -> tuple[int, int] | None:
     try:
         return parse_size(text)
     except UserError as error:
-        raise UserError(error.sentence, "worldsim finetune-wan --size 480x640") from None
+        raise UserError(error.sentence, again(size="480x640")) from None
 
 
 def choose_histories(history: int, frames: int) -> tuple[int, ...]:
@@ -181,7 +181,7 @@ def choose_histories(history: int, frames: int) -> tuple[int, ...]:
         most = (frames - 1) // 4
         raise UserError(
             f"history = {history} given latents leave nothing of a clip of {frames} frames to imagine; 1 to {most} fit",
-            f"worldsim finetune-wan … --set history={max(1, min(most, 2))}",
+            again(history=max(1, min(most, 2))),
         )
     return (1,) if history == 1 else (1, history)
 
@@ -214,11 +214,11 @@ def refuse_rejected(rejected: list[BadEpisode], usable: int, count: int, wish: W
         UserError: more than ``max_rejected`` were lost, or none is left.
     """
     if len(rejected) > wish.max_rejected or (rejected and not usable):
-        accept = f"worldsim finetune-wan {wish.data} … --set max_rejected={len(rejected)}"
+        accept = again(max_rejected=len(rejected))
         raise UserError(
             f"{len(rejected)} of {count} train episodes cannot be used, the first is {rejected[0].episode}: "
             f"{rejected[0].reason}",
-            accept if usable else f"worldsim doctor {wish.data}",
+            accept if usable else ["worldsim", "doctor", wish.data],
         )
 
 

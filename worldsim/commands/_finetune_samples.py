@@ -15,6 +15,7 @@ first frame is cut exactly as the video (there it is squashed), and clips start 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from worldsim.commands._finetune_clips import Choice
 from worldsim.commands._finetune_encode import Encoded
 from worldsim.core.console import progress
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json, replacing, write_json
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import SAMPLES, SAMPLES_ENDING
@@ -43,7 +44,7 @@ def require_samples(base: Base) -> None:
     if base.geometry.family != "i2v" or not base.geometry.sees_image:
         raise UserError(
             f"cache.export=worldeval: WorldEval's samples are those of Wan 2.1 image-to-video models, and {base.model} is none",
-            "worldsim finetune-wan … --config wan2.1-i2v-14b-480p --set cache.export=worldeval",
+            again(model="wan2.1-i2v-14b-480p"),
         )
 
 
@@ -112,7 +113,7 @@ def _claim(root: Path, origin: dict[str, Any], rank: int) -> None:
         what = "samples of another run" if there is not None else f"{found[0].name}, which another program wrote"
         raise UserError(
             f"{manifest.parent} holds {what}; they would be mixed with the new ones",
-            f"rm {manifest.parent}/*{SAMPLES_ENDING} {manifest}",
+            f"rm {shlex.quote(str(manifest.parent))}/*{SAMPLES_ENDING} {shlex.quote(str(manifest))}",
         )
     if rank == 0 and there is None:
         write_json(manifest, origin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 
 
 def cached(repo: str, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Path | None:
@@ -48,12 +48,13 @@ def download(repo: str, revision: str | None = None, kind: Literal["dataset", "m
 
 def _no_name(repo: str, kind: str) -> UserError:
     if kind == "model":
-        return UserError(f"{repo} is no model name of the form owner/name on the Hub")
-    return UserError(f"--hf-dataset {repo} is no dataset name of the form owner/name", "worldsim convert --hf-dataset a/b")
+        what = f"there is no folder {repo}, and it is no model name of the form owner/name on the Hub"
+        return UserError(what, ["ls", Path(repo).parent])
+    return UserError(f"--hf-dataset {repo} is no dataset name of the form owner/name", again(hf_dataset="owner/name"))
 
 
 def _unreachable(repo: str, kind: str) -> UserError:
     return UserError(
         f"the Hub cannot be reached and its cache does not hold the {kind} {repo}",
-        f"hf download --repo-type {kind} {repo}",
+        ["hf", "download", "--repo-type", kind, repo],
     )

@@ -17,7 +17,7 @@ from worldsim.commands import _latents, _policy_actions
 from worldsim.commands._action_file import ActionFile
 from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
 from worldsim.core.console import progress
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource, WorldModel
 from worldsim.core.types import DatasetCard, Episode
 from worldsim.data import columns, scenes
@@ -165,7 +165,7 @@ class Studio:
             reason = out.rejected[0]["reason"] if out.rejected else f"none holds {needed}"
             raise UserError(
                 f"{self.order.data}: no episode can be imagined: {reason}",
-                f"worldsim infer {self.order.data} --frames {max(1, self.order.frames // 2)}",
+                again(frames=max(1, self.order.frames // 2)),
             )
         if out.too_short:
             self.note(f"{len(out.too_short)} episodes are too short for {needed} and were left out: {_some(out.too_short)}")
@@ -364,7 +364,7 @@ class Studio:
             return card.camera_names[0]
         wanted = JOIN.join(name.strip() for name in wanted.split(",")) if wanted not in card.camera_names else wanted
         whose = "" if self.order.camera else ", on which the model was trained: it"
-        first = f"worldsim infer {self.order.data} --set camera={next(iter(card.camera_names), 'NAME')}"
+        first = again(camera=next(iter(card.camera_names), None))
         require_cameras(wanted, card.camera_names, f"{self.order.data}{whose}", first)
         return wanted
 
@@ -384,7 +384,7 @@ class Studio:
             if live and value > least:
                 raise UserError(
                     f"{key} = {value}: a policy that acts in the dream answers each future with other actions",
-                    f"worldsim infer {order.data} --actions {order.actions} --set {key}={least} --seed 1",
+                    again({key: least}),
                 )
         how = "acts on the imagined frames" if live else "looks at nothing and is asked beforehand"
         self.note(f"the actions are those of {order.actions}, which {how}; there is no true video of them")
@@ -398,7 +398,7 @@ def _require_actions(wants: Needs, card: DatasetCard, order: Order) -> None:
         raise UserError(
             f"--actions {order.actions}: a policy chooses actions, and the model is driven by the latents "
             f"'{wants.action_column}'",
-            f"worldsim infer {order.data} --actions dataset",
+            again(actions="dataset"),
         )
     if wants.action_spec is None or wants.action_column != "raw":
         return

@@ -79,8 +79,9 @@ def find(root: Path, data: Path, name: str, digest: str) -> Latents:
     """
     plugin = name.partition("@")[0]
     known = plugin if plugin in registry.names("latent_actions") else "NAME"
-    command = f"worldsim extract-latents {data} --extractor {known}"
-    column = columns.find(root, KIND, name, {"dataset": digest}, command)
+    elsewhere = ["--columns", str(root)] if root != data else []
+    command = ["worldsim", "extract-latents", str(data), "--extractor", known, *elsewhere]
+    column = columns.find(root, KIND, name, {"dataset": digest}, command, key="actions")
     return Latents(column, ActionSpec.from_json(column.spec.params["spec"]))
 
 

@@ -13,7 +13,7 @@ from worldsim import policies
 from worldsim.commands._closed_loop import ClosedLoop, OpenLoop
 from worldsim.core import registry
 from worldsim.core.config import parse_overrides
-from worldsim.core.errors import UserError, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean
 from worldsim.core.protocols import Environment, EpisodeSource, Policy
 from worldsim.core.types import ActionSpec, DatasetCard
 from worldsim.data import scenes
@@ -108,7 +108,7 @@ def scripted(wanted: Wanted, stage: Stage) -> Policy:
     if rest not in known:
         raise UserError(
             f"--actions policy:{wanted.name}: there is no such policy and no such folder{did_you_mean(rest, known)}",
-            "worldsim infer DATA --actions policy:random",
+            again(actions="policy:random"),
         )
     try:
         return policies.create(f"{shelf}:{rest}", cast(Environment, stage), **wanted.options)
@@ -117,7 +117,7 @@ def scripted(wanted: Wanted, stage: Stage) -> Policy:
     except UserError as error:
         raise UserError(
             f"--actions policy:{wanted.name}: a dream is no simulator: {error.sentence}",
-            "worldsim infer DATA --actions policy:random",
+            again(actions="policy:random"),
         ) from error
 
 
@@ -144,7 +144,10 @@ def make(
     policy = scripted(wanted, stage)
     if getattr(policy, "blind", False):
         return OpenLoop(policy, seed)
-    cameras, follows = split_names(view.camera, card.camera_names), state_follows(card, wanted.state)
+    cameras, follows = (
+        split_names(view.camera, card.camera_names),
+        state_follows(card, wanted.state, f"{PREFIX}{wanted.name}"),
+    )
     return ClosedLoop(lambda: scripted(wanted, stage), cameras, seed, view.history, follows)
 
 
@@ -164,11 +167,11 @@ def _saved(
         remark = dream.crop_note(sizes, view.size[0] // len(cameras), view.size[1])
         if remark:
             note(remark)
-    follows = state_follows(card, wanted.state)
+    follows = state_follows(card, wanted.state, f"{PREFIX}{wanted.name}")
     return ClosedLoop(lambda: dream.DreamPolicy(network, sizes), cameras, seed, view.history, follows)
 
 
-def state_follows(card: DatasetCard, state: State) -> bool:
+def state_follows(card: DatasetCard, state: State, who: str = f"{PREFIX}random") -> bool:
     """Whether a dream's robot state is the last action row; else it stays what it was at the start."""
     spec, width = card.actions, len(card.state_names or ())
     if state == "targets":
@@ -176,7 +179,7 @@ def state_follows(card: DatasetCard, state: State) -> bool:
             raise UserError(
                 f"state=targets: an action has {spec.dim if spec else 0} numbers and the robot's state {width}, so the one "
                 "cannot stand for the other",
-                "worldsim infer DATA --actions policy:NAME,state=start",
+                again({"actions": f"{who},state=start"}),
             )
         return True
     return state == "auto" and absolute_joints(card)
@@ -208,5 +211,5 @@ def require_state(wanted: Wanted, card: DatasetCard, who: str) -> None:
         raise UserError(
             f"{who} reads the robot's state, which a dream does not show; it can be followed only where actions are absolute "
             f"joint targets, and those of {card.name} are {told} actions (worldsim.json: actions.mode, actions.space)",
-            f"worldsim infer DATA --actions {PREFIX}{wanted.name},state=targets",
+            again(actions=f"{PREFIX}{wanted.name},state=targets"),
         )

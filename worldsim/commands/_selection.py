@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from worldsim.core.errors import BadEpisode, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, UserError, again, did_you_mean
 from worldsim.core.types import CameraInfo, DatasetCard, Episode
 
 
@@ -16,7 +16,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or min(int(match[1]), int(match[2])) < 1:
-        raise UserError(f"--size {text} is not of the form HxW", "worldsim convert SOURCE --size 240x320")
+        raise UserError(f"--size {text} is not of the form HxW", again(size="240x320"))
     return int(match[1]), int(match[2])
 
 
@@ -75,9 +75,7 @@ def choose(ids: list[str], text: str | None) -> list[int]:
     if bounds:
         chosen = list(range(len(ids)))[int(bounds[1] or 0) : int(bounds[2]) if bounds[2] else None]
         if not chosen:
-            raise UserError(
-                f"--episodes {text} selects none of the {len(ids)} episodes", "worldsim convert … --episodes 0:1"
-            )
+            raise UserError(f"--episodes {text} selects none of the {len(ids)} episodes", again(episodes="0:1"))
         return chosen
     wanted, at = set(), {name: index for index, name in enumerate(ids)}
     for word in (word.strip() for word in text.split(",")):

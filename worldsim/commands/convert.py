@@ -19,7 +19,7 @@ from worldsim.commands._selection import Shape, choose, parse_size, shape_of
 from worldsim.core import registry
 from worldsim.core.config import config
 from worldsim.core.console import progress
-from worldsim.core.errors import BadEpisode, PartialResult, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, PartialResult, UserError, again, did_you_mean
 from worldsim.core.files import remove
 from worldsim.core.protocols import EpisodeSource, EpisodeWriter
 from worldsim.core.runs import VOLATILE, RunContext
@@ -130,7 +130,7 @@ def _shape(card: DatasetCard, config: Config) -> Shape:
 def _must_hold(card: DatasetCard, folder: Path, to: str) -> None:
     lacking = registry.get("formats", to).lacks(card)
     if lacking:
-        raise UserError(f"{folder} cannot become {to}: {lacking}", f"worldsim convert {folder} --to act-hdf5")
+        raise UserError(f"{folder} cannot become {to}: {lacking}", again(to="act-hdf5"))
 
 
 class Journal:
@@ -237,12 +237,12 @@ def _report(
         f"{episodes} of {total} episodes ({frames} frames) are in {context.out} as {config.to}: "
         f"{', '.join(card.camera_names)} at {card.fps:g} fps, {size / 1e6:,.1f} MB"
     )
-    result = Result(metrics=metrics, summary=summary, next=f"worldsim finetune-wan {context.out}")
+    result = Result(metrics=metrics, summary=summary, next=["worldsim", "finetune-wan", context.out])
     if len(rejected) > config.max_rejected:
         first = rejected[0]
         raise PartialResult(
             f"{len(rejected)} of {total} episodes were rejected, the first is {first['episode']}: {first['reason']}",
-            f"worldsim convert … --out {context.out} --set max_rejected={len(rejected)}   # to accept that",
+            again(max_rejected=len(rejected)),
             result,
         )
     if rejected:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldsim.core.console import progress
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource
 from worldsim.data.doctor import examine_numbers, verdict, watch
 from worldsim.data.split import split_episodes
@@ -131,7 +131,7 @@ def _chosen(count: int, episodes: str | None) -> range:
         return range(count)
     first, colon, last = episodes.partition(":")
     if not colon or not all(part == "" or part.isdigit() for part in (first, last)):
-        raise UserError(f"--episodes {episodes} is not of the form start:stop", "worldsim doctor DATA --episodes 0:5")
+        raise UserError(f"--episodes {episodes} is not of the form start:stop", again(episodes="0:5"))
     return range(int(first or 0), min(int(last or count), count))
 
 

@@ -21,7 +21,7 @@ from worldsim.commands._imagine import Agenda, Order, Studio
 from worldsim.core import registry
 from worldsim.core.config import config
 from worldsim.core.console import say
-from worldsim.core.errors import PartialResult, UserError, did_you_mean
+from worldsim.core.errors import PartialResult, UserError, again, did_you_mean
 from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
@@ -98,9 +98,13 @@ class Config:
         known = registry.names("metrics")
         for name in (*self.metrics, self.gap_metric):
             if name.replace("_", "-") not in known:
-                raise ValueError(f"there is no metric '{name}'{did_you_mean(name, [k.replace('-', '_') for k in known])}")
+                names = [k.replace("-", "_") for k in known]
+                raise UserError(f"there is no metric '{name}'{did_you_mean(name, names)}", "worldsim models list metrics")
         if self.gap_metric not in self.metrics:
-            raise ValueError(f"gap_metric {self.gap_metric} is not among the metrics {', '.join(self.metrics)}")
+            every = f"[{', '.join([*self.metrics, self.gap_metric])}]"
+            raise UserError(
+                f"gap_metric {self.gap_metric} is not among the metrics {', '.join(self.metrics)}", again(metrics=every)
+            )
 
 
 @dataclass
@@ -161,7 +165,6 @@ def _given(config: Config, context: RunContext) -> Material:
             how,
             config.allow_teacher_forced,
             {},
-            f"--predictions {config.predictions}",
         )
     if known:
         context.note(
@@ -207,7 +210,7 @@ def _imagine(
     agenda = studio.agenda()
     forced = studio.forced(agenda)
     if forced is not None:
-        _refuse_forced(name, forced, allow_forced, studio.unforced(agenda), f"{order.data} --model {name}")
+        _refuse_forced(name, forced, allow_forced, studio.unforced(agenda))
 
     def path(episode: str) -> Path:
         return folder / f"{agenda.names[episode]}.npz"
@@ -217,7 +220,7 @@ def _imagine(
     return studio, agenda, forced is not None
 
 
-def _refuse_forced(who: str, how: str, allowed: bool, otherwise: dict[str, Any], words: str) -> None:
+def _refuse_forced(who: str, how: str, allowed: bool, otherwise: dict[str, Any]) -> None:
     """
     Args:
         who: what imagined. how: it was told. otherwise: settings under which it is not.
@@ -229,13 +232,8 @@ def _refuse_forced(who: str, how: str, allowed: bool, otherwise: dict[str, Any],
         raise UserError(
             f"{who} is driven by latent actions that have seen the true frames it would be scored on ({how}): such "
             "scores say nothing about imagining",
-            f"worldsim eval video {words} {_settings(otherwise)}",
+            again(**(otherwise or {"allow_teacher_forced": "true"})),
         )
-
-
-def _settings(values: dict[str, Any]) -> str:
-    """Of a command: how to score what was not told, or to score nevertheless."""
-    return " ".join(f"--set {key}={value}" for key, value in (values or {"allow_teacher_forced": "true"}).items())
 
 
 def _files(agenda: Agenda, folder: Path) -> list[Path]:
@@ -409,13 +407,13 @@ def _result(config: Config, context: RunContext, material: Material, table: Tabl
             "rejected": material.rejected,
         },
         summary=text,
-        next=f"open {context.out / 'report' / 'index.html'}",
+        next=["open", context.out / "report" / "index.html"],
     )
     if len(material.rejected) > config.max_rejected:
         first = material.rejected[0]
         raise PartialResult(
             f"{len(material.rejected)} episodes cannot be read, the first is {first['episode']}: {first['reason']}",
-            f"worldsim eval video {config.data} --out {context.out}-2 --set max_rejected={len(material.rejected)}",
+            again(max_rejected=len(material.rejected), out=f"{context.out}-2"),
             result,
         )
     return result

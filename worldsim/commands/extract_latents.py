@@ -19,7 +19,7 @@ from worldsim.commands._hub import cached, download
 from worldsim.commands._latents import Latents
 from worldsim.core import registry
 from worldsim.core.config import config
-from worldsim.core.errors import PartialResult, UserError
+from worldsim.core.errors import PartialResult, UserError, again
 from worldsim.core.files import replacing
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
@@ -132,7 +132,7 @@ def _policy_folder(config: Config, *, fetch: bool = True) -> str | None:
         fetch: download it where needed; otherwise None.
     """
     name = config.policy
-    if name is None or Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name is None or Path(name).exists() or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         return name
     if not registry.get("latent_actions", config.extractor).READS_POLICY:
         return name
@@ -157,23 +157,22 @@ def _report(config: Config, latents: Latents, present: list[str], stats: Stats, 
                 if key in latents.column.spec.params
             },
         },
-        next=f"worldsim finetune-wan {config.data} --actions {_short(folder)}",
+        next=["worldsim", "finetune-wan", config.data, "--actions", folder.name, *_columns(config)],
         summary=f"{len(present)} episodes, {rows} rows of {stats.dim} numbers in {folder}",
     )
     if len(latents.rejected) > config.max_rejected:
         first, count = latents.rejected[0], len(latents.rejected)
         raise PartialResult(
             f"{count} of {count + len(present)} episodes were rejected, the first is {first['episode']}: {first['reason']}",
-            f"worldsim extract-latents {config.data} --set max_rejected={count}",
+            again(max_rejected=count),
             result,
         )
     return result
 
 
-def _short(folder: Path) -> str:
-    """The plugin's name; with its fingerprint where other parameters have left a column too."""
-    plugin = folder.name.partition("@")[0]
-    return plugin if len(list(folder.parent.glob(f"{plugin}@*"))) == 1 else folder.name
+def _columns(config: Config) -> list[str]:
+    """The words that say where the columns lie, where it is not in the dataset."""
+    return ["--columns", config.columns] if config.columns else []
 
 
 def write_all_actions(root: Path, data: Path, source: EpisodeSource, latents: Latents, present: list[str]) -> None:

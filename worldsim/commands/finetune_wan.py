@@ -296,11 +296,12 @@ def _report(config: Config, context: RunContext, choice: Choice, encoded: Encode
     }
     if context.device == "cuda":
         metrics["peak_gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    where = ["--set", f"columns={config.columns}"] if config.columns and config.actions != "raw" else []
     plan, lengths = choice.plan, sorted({bucket.spec.frames for bucket in encoded.clips.clips})
     frames = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else f"{lengths[0]}"
     return Result(
         metrics=metrics,
-        next=f"worldsim infer {config.data} --model {context.out}",
+        next=["worldsim", "infer", config.data, "--model", context.out, *where],
         summary=f"{outcome.steps} steps on {len(encoded.clips)} clips of {frames} frames {plan.height}x{plan.width} "
         f"at {choice.fps:g} fps from {len(encoded.clips.episodes)} episodes; loss {metrics['loss']:.4f}",
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from worldsim.commands._imagine import Agenda, Order, Planned, Studio
 from worldsim.core.config import config
-from worldsim.core.errors import PartialResult, UserError
+from worldsim.core.errors import PartialResult, UserError, again
 from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
@@ -79,7 +79,7 @@ def check_counts(config: Any, least_one: tuple[str, ...] = (), least_zero: tuple
     for key in (*least_one, *least_zero):
         value, least = getattr(config, key), 1 if key in least_one else 0
         if value is not None and value < least:
-            raise ValueError(f"{key} must be at least {least}, not {value}")
+            raise UserError(f"{key} must be at least {least}, not {value}", again({key: least}))
 
 
 def order_of(config: Any, *, reconstruct: bool = False) -> Order:
@@ -202,16 +202,24 @@ def _result(config: Config, context: RunContext, studio: Studio, agenda: Agenda,
             **({"teacher_forced": True} if forced else {}),
         },
         summary=f"{made} episodes, 1 given + {config.frames} imagined frames each: {context.out / 'side_by_side'}",
-        next=f"worldsim eval video {config.data} --model {config.model}",
+        next=_next(config, context.out),
     )
     if len(rejected) > config.max_rejected:
         first = rejected[0]
         raise PartialResult(
             f"{len(rejected)} episodes cannot be read, the first is {first['episode']}: {first['reason']}",
-            f"worldsim infer {config.data} --out {context.out}-2 --set max_rejected={len(rejected)}",
+            again(max_rejected=len(rejected), out=f"{context.out}-2"),
             result,
         )
     return result
+
+
+def _next(config: Config, out: Path) -> list[object]:
+    """What can be done with what was imagined: scored where there is a truth of these actions, else looked at."""
+    if config.actions != "dataset":
+        return ["ls", out / "side_by_side"]
+    what = ["--predictions", out] if config.save_frames else ["--model", config.model]
+    return ["worldsim", "eval", "video", config.data, *what]
 
 
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:

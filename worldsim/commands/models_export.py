@@ -58,7 +58,7 @@ def run(config: Config, context: RunContext) -> Result:
         },
         summary=f"{'LoRA' if card.net.rank else 'transformer'} and conditioner of {config.model} for {config.to}: "
         f"{', '.join(files)}",
-        next=f"cat {context.out / 'README.md'}",
+        next=["cat", context.out / "README.md"],
     )
 
 

@@ -55,7 +55,7 @@ def run(config: Config, context: RunContext) -> Result:
     return Result(
         metrics={"repo": repo, "folder": str(folder), "bytes": size},
         summary=f"{repo} ({size / 2**30:.1f} GiB) is in {folder}",
-        next=f"worldsim finetune-wan DATA --model {config.name}",
+        next=["worldsim", "finetune-wan", "--model", config.name],
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from worldsim.core.errors import UserError, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -50,16 +51,18 @@ def load_recipe(command: str, name_or_path: str | None) -> tuple[str, dict[str, 
             known = recipe_names(command)
             raise UserError(
                 f"there is no recipe '{name}' for {command}{did_you_mean(name, known)}",
-                f"worldsim {command} --config {known[0] if known else 'PATH.yaml'}",
+                again(config=next(iter(known), "PATH.yaml")),
             )
     if not path.exists():
-        raise UserError(f"the recipe {path} does not exist", f"ls {path.parent}")
+        raise UserError(f"the recipe {path} does not exist", ["ls", path.parent])
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"the recipe {path} must be a mapping of keys to values")
+    if path.name == "config.yaml" and values.get("command") == command:  # a run's own record is a recipe, too
+        values = {key: value for key, value in values.items() if key not in ("command", "seed")}
     return path.stem, values
 
 
@@ -69,7 +72,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {pair} is not of the form key=value", "worldsim COMMAND --set train.steps=100")
+            raise UserError(f"--set {pair} is not of the form key=value", None)
         try:
             out[key.strip().replace("-", "_")] = yaml.safe_load(text) if text != "" else ""
         except yaml.YAMLError as error:
@@ -109,12 +112,17 @@ def _explain(cls: type, error: ValidationError) -> tuple[str, str | None]:
     path = [str(part) for part in first["loc"]]
     dotted = ".".join(path)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key '{dotted}'{did_you_mean(path[-1], _fields_at(cls, path[:-1]))}", None
+        known = _fields_at(cls, path[:-1])
+        near = nearest(path[-1], known)
+        right = again({f"{dotted}->{'.'.join([*path[:-1], near])}": first["input"]}) if near else None
+        return f"unknown key '{dotted}'{did_you_mean(path[-1], known)}", right
     if first["type"] in ("missing", "missing_argument"):
         return f"'{dotted}' is missing: give it with --set {dotted}=VALUE or in the recipe", None
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     where = f"'{dotted}' = {first['input']!r}: " if path else ""
-    return f"{where}{message[0].lower()}{message[1:]}", None
+    choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    choice = nearest(str(first["input"]), choices) or next(iter(choices), None)
+    return f"{where}{message[0].lower()}{message[1:]}", again({dotted: choice}) if choice else None
 
 
 def _fields_at(cls: Any, path: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 
 from worldsim import __version__
 from worldsim.core.config import fingerprint, to_values, to_yaml
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import TEMPORARY, file_digest, folder_digest, read_json, write_json, write_text
 
 VOLATILE = ("config.yaml", "result.json", "provenance.json", "metrics.jsonl")
@@ -90,7 +90,7 @@ def claim(out: Path, command: str, config: Any, seed: int) -> dict[str, Any] | N
     try:
         write_text(out / "config.yaml", yaml.safe_dump({"command": command, "seed": seed}) + to_yaml(config))
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write to {out}: {error.strerror or error}", again(out=f"runs/{command}/mine")) from error
     return None
 
 
@@ -109,7 +109,7 @@ def _refuse_changed(out: Path, command: str, record: dict[str, Any] | None, now:
     if record and record["fingerprint"] and record["fingerprint"] != now:
         raise UserError(
             f"{record['path']} has changed since {out} was made from it; choose another folder or delete it",
-            f"worldsim {command} … --out {out}-2",
+            again(out=f"{out}-2"),
         )
 
 
@@ -133,7 +133,7 @@ def content_digest(path: Path) -> str | None:
 
 def check(out: Path, command: str, config: Any, seed: int) -> None:
     """What :func:`claim` refuses, without writing anything."""
-    another = f"worldsim {command} … --out {out}-2"
+    another = again(out=f"{out}-2")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file, not a folder", another)
     path = out / "config.yaml"

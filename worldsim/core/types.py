@@ -10,13 +10,13 @@ unnormalised on disk. An :class:`Episode` keeps the rows its source recorded: ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, as_typed
 
 BLOCK_FRAMES = 16
 """Frames handed over at once when a camera is streamed: large enough to amortise calls, small enough for memory."""
@@ -237,9 +237,12 @@ class DatasetCard:
 
 @dataclass
 class Result:
-    """What a command reports: numbers, remarks, and what to type next."""
+    """What a command reports: numbers, remarks, and what to type next (words, which are quoted, or text)."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    next: str | None = None
+    next: str | Sequence[object] | None = None
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        self.next = as_typed(self.next)

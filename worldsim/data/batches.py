@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.types import FrameStream
 from worldsim.data import windows
 from worldsim.data.columns import Column
@@ -161,8 +161,8 @@ def _fitting(longest: int, spec: WindowSpec) -> str | None:
     """What to change so that an episode of ``longest`` frames holds a clip: fewer frames, 4k + 1, or else no delay."""
     most = (longest - spec.delay - 1) // spec.stride + 1
     if most >= 5:
-        return f"worldsim finetune-wan DATA --frames {most - (most - 1) % 4}"
-    return "worldsim finetune-wan DATA --set action_delay=0" if spec.delay and spec.span <= longest else None
+        return again(frames=most - (most - 1) % 4)
+    return again(action_delay=0) if spec.delay and spec.span <= longest else None
 
 
 def normalised(actions: Mapping[str, np.ndarray], normalize: Normalize) -> dict[str, np.ndarray]:

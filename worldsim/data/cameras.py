@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from worldsim.core.errors import BadEpisode, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, UserError, again, did_you_mean
 from worldsim.core.types import CameraInfo, Episode, FrameStream
 from worldsim.data.transforms import Cover
 
@@ -50,7 +50,7 @@ def share_of(camera: str, count: int, height: int) -> int:
     if height % count:
         raise UserError(
             f"a height of {height} cannot be shared out evenly among the {count} stacked cameras {camera}",
-            f"worldsim finetune-wan … --size {height // count * count + count}xW",
+            again(camera=camera.split(JOIN)[0]),
         )
     return height // count
 

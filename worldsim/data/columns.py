@@ -9,7 +9,7 @@ a column is absolute: a dataset folder can be moved with its columns.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import numpy as np
 
 from worldsim.core.config import fingerprint
 from worldsim.core.console import progress
-from worldsim.core.errors import BadEpisode, UserError, did_you_mean
+from worldsim.core.errors import BadEpisode, UserError, again, did_you_mean
 from worldsim.core.files import folder_digest, read_json, replacing, write_json
 from worldsim.core.runs import COLUMNS, derived
 
@@ -148,13 +148,21 @@ def missing(root: Path, spec: ColumnSpec, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not _file(root / spec.path, key).exists()]
 
 
-def find(root: Path, kind: str, plugin: str, inputs: Mapping[str, str] | None = None, command: str | None = None) -> Column:
+def find(
+    root: Path,
+    kind: str,
+    plugin: str,
+    inputs: Mapping[str, str] | None = None,
+    command: str | Sequence[object] | None = None,
+    key: str | None = None,
+) -> Column:
     """The one column of ``kind`` made by ``plugin`` (``raw``), or one of several: ``raw@<fingerprint>``, or the same by
     what made it, on whatever data, :attr:`ColumnSpec.maker`.
 
     Args:
         inputs: fingerprints as they are now; a column made from others is stale and refused.
         command: what to type to build it (again); part of the error.
+        key: the user's config key that names the column, for an error that suggests one of several.
     """
     name, _, wanted = plugin.partition("@")
     made = [Column(path.parent) for path in sorted((root / FOLDER / kind).glob(f"{name}@*/{MANIFEST}"))]
@@ -168,7 +176,9 @@ def find(root: Path, kind: str, plugin: str, inputs: Mapping[str, str] | None = 
         raise UserError(f"the column {columns[-1].folder} is stale: the data that it was made from has changed", command)
     if len(fresh) > 1:
         known = ", ".join(c.folder.name for c in fresh)
-        raise UserError(f"{root} has several columns {kind}/{name}; name one of: {known}")
+        latest = max(fresh, key=lambda c: (c.folder / MANIFEST).stat().st_mtime).folder.name
+        pick = again({key: latest}) if key else None
+        raise UserError(f"{root} has several columns {kind}/{name}; name one of: {known}", pick)
     return fresh[0]
 
 
@@ -195,7 +205,7 @@ def _write(path: Path, array: np.ndarray) -> None:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
     except OSError as error:
-        hint = "worldsim … --columns DIR"
+        hint = again(columns="columns")
         raise UserError(f"cannot write the column file {path}: {error.strerror or error}", hint) from error
 
 
@@ -208,4 +218,4 @@ def _map(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the column is not finished") from None
     except ValueError as error:
-        raise UserError(f"{path} is no array file: {error}", f"rm {path}") from error
+        raise UserError(f"{path} is no array file: {error}", ["rm", path]) from error

@@ -96,7 +96,7 @@ def load(path: Path) -> Prediction:
     data = _arrays(path)
     missing = [key for key in ("pred", "truth") if key not in data]
     if missing:
-        raise UserError(f"{path} has no '{missing[0]}'", "worldsim infer DATA --model RUN --set save_frames=true")
+        raise UserError(f"{path} has no '{missing[0]}'", "worldsim infer DATA --set save_frames=true")
     pred, truth = data["pred"], data["truth"]
     if pred.shape != truth.shape or pred.ndim != 4 or pred.shape[-1] != 3 or len(pred) < 2 or pred.dtype != np.uint8:
         raise UserError(f"{path}: pred {pred.shape} {pred.dtype} and truth {truth.shape} must be uint8 [1 + n, H, W, 3]")
@@ -142,7 +142,7 @@ def find(folder: Path) -> list[Path]:
             return found
     raise UserError(
         f"{folder} holds no predicted frames (frames/<episode>.npz)",
-        "worldsim infer DATA --model RUN --set save_frames=true",
+        "worldsim infer DATA --set save_frames=true",
     )
 
 

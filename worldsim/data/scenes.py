@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.types import DatasetCard, Episode
 from worldsim.data.cameras import camera_stream
 from worldsim.data.split import Split, split_episodes
@@ -144,13 +144,13 @@ def choose(card: DatasetCard, ids: Sequence[str], text: str | None) -> tuple[lis
     if text in (None, "held-out"):
         wanted = split.held_out
         if not wanted:
-            raise UserError(f"{card.name} holds no episode out ({len(ids)} in all)", "worldsim infer DATA --episodes all")
+            raise UserError(f"{card.name} holds no episode out ({len(ids)} in all)", again(episodes="all"))
     elif text == "all" or text in split.parts:
         wanted = split.part(str(text))
     else:
         wanted = [ids[number] for number in _numbers(str(text), at)]
     if not wanted:
-        raise UserError(f"--episodes {text} selects none of the {len(ids)} episodes", "worldsim infer DATA --episodes all")
+        raise UserError(f"--episodes {text} selects none of the {len(ids)} episodes", again(episodes="all"))
     return sorted(at[name] for name in wanted), split
 
 
@@ -162,9 +162,7 @@ def _numbers(text: str, at: dict[str, int]) -> list[int]:
     for word in (word.strip() for word in text.split(",")):
         number = at.get(word, int(word) if word.isdigit() else -1)
         if not 0 <= number < len(at):
-            raise UserError(
-                f"--episodes {text}: there is no episode '{word}' among {len(at)}", "worldsim infer DATA --episodes all"
-            )
+            raise UserError(f"--episodes {text}: there is no episode '{word}' among {len(at)}", again(episodes="all"))
         out.add(number)
     return sorted(out)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,8 @@ def stride_for(source_fps: float, wanted_fps: float | None) -> int:
     stride = round(ratio)
     if stride < 1 or abs(ratio - stride) > 1e-3 * stride:
         possible = ", ".join(f"{source_fps / k:g}" for k in range(1, 7))
-        raise UserError(f"--fps {wanted_fps:g} does not divide the dataset's {source_fps:g} fps; possible: {possible}")
+        raise UserError(
+            f"--fps {wanted_fps:g} does not divide the dataset's {source_fps:g} fps; possible: {possible}",
+            again(fps=f"{source_fps / max(1, stride):g}"),
+        )
     return stride

@@ -28,7 +28,7 @@ def from_folder(cls: Any, folder: Path, part: str, **options: Any) -> Any:
         UserError: the part is missing or unreadable; names the folder.
     """
     if not (folder / part).is_dir():
-        raise UserError(f"{folder} has no {part}/: it is not a whole model in diffusers' layout", f"ls {folder}")
+        raise UserError(f"{folder} has no {part}/: it is not a whole model in diffusers' layout", ["ls", folder])
     try:
         return cls.from_pretrained(folder, subfolder=part, local_files_only=True, **options)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json
 from worldsim.core.registry import register
 from worldsim.data.transforms import to_uint8, to_unit
@@ -48,7 +48,7 @@ def latent_count(frames: int) -> int:
         raise UserError(
             f"frames = {frames} is not 4k + 1: the video VAE packs {PACK} frames into one latent after the first; "
             f"use {low} or {low + PACK}",
-            f"worldsim finetune-wan --frames {low + PACK}",
+            again(frames=low + PACK),
         )
     return 1 + (frames - 1) // PACK
 

@@ -183,7 +183,7 @@ class BridgeSource:
                 return self.episode(index)
             except BadEpisode as bad:
                 reasons.append(bad.sentence)
-        raise UserError(f"no episode of {self.root} can be read: {reasons[0]}", f"worldsim doctor {self.root}")
+        raise UserError(f"no episode of {self.root} can be read: {reasons[0]}", ["worldsim", "doctor", self.root])
 
     def _real_cameras(self, looked: list[Annotation], notes: list[str]) -> list[int]:
         """Cameras whose file exists in at least one of the annotations looked at."""

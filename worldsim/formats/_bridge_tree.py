@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import TEMPORARY
 from worldsim.formats._sidecar import FOLDER
 
@@ -47,7 +47,7 @@ def root(path: Path) -> Path:
         raise UserError(f"{path} holds no Bridge tree: there is no annotation/SPLIT/EPISODE.json in it")
     if len(found) > 1:
         listed = ", ".join(str(folder.relative_to(path)) for folder in found)
-        raise UserError(f"{path} holds several Bridge trees: {listed}", f"worldsim convert {found[0]} --from bridge")
+        raise UserError(f"{path} holds several Bridge trees: {listed}", again(source=found[0], from_format="bridge"))
     return found[0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.files import read_json
 from worldsim.core.types import ActionSpec, CameraInfo, DatasetCard, Episode, FrameStream
 from worldsim.data.action_bins import LAPA_NAMES
@@ -202,7 +202,7 @@ def find_rows(path: Path) -> Path:
         return found[0]
     if found:
         listed = ", ".join(file.name for file in found)
-        raise UserError(f"{path} holds several files of rows: {listed}", f"worldsim convert {found[0]} --from lapa")
+        raise UserError(f"{path} holds several files of rows: {listed}", again(source=found[0], from_format="lapa"))
     tables = [file.name for file in path.glob("*.csv")]
     hint = f"; {tables[0]} is a table of action bins, not episodes" if tables else ""
     raise UserError(f"{path} holds no LAPA rows (a JSON array or a jsonl){hint}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from worldsim.core.errors import UserError, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean
 from worldsim.data import video
 from worldsim.formats import _lerobot_table as tables
 from worldsim.formats._lerobot_images import image_size
@@ -139,7 +139,7 @@ class Survey:
             self.notes.append(f"info.json declares {declared:g} fps but the timestamps advance at {stamps:g}")
             fps = stamps if filmed is None or _same(filmed, stamps) else fps
         if fps <= 0 and not asked:
-            raise UserError(f"{self.info.path} declares {declared:g} fps", "worldsim convert DATA --fps 10")
+            raise UserError(f"{self.info.path} declares {declared:g} fps", again(fps=10))
         # Within tolerance the files were cut at the declared rate; a rounded container rate would drift.
         self.cameras = [replace(c, rate=declared if _same(c.rate, declared) else c.rate) for c in self.cameras]
         return asked if asked is not None else fps

@@ -52,7 +52,7 @@ class OxeNpzSource:
             found = ", ".join(folder.name for folder in folders) or "none"
             example = folders[0] if folders else f"{path}/NAME"
             raise UserError(
-                f"{path} must hold one folder of *_eps_*.npz files; there are: {found}", f"worldsim doctor {example}"
+                f"{path} must hold one folder of *_eps_*.npz files; there are: {found}", ["worldsim", "doctor", example]
             )
         self.folder = folders[0]
         self.files = sorted(self.folder.glob(PATTERN), key=lambda p: (p.stem.rpartition("_")[2], p.stem))

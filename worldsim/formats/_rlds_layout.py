@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json
 from worldsim.formats._tfrecord import Shard, scan
 
@@ -63,9 +63,7 @@ def locate(path: Path) -> Path:
         raise UserError(f"{path} holds no RLDS data set: no folder in it has {FEATURES} and *.tfrecord-* files")
     if len({folder.parent for folder in found}) > 1:
         listed = ", ".join(str(folder.relative_to(path)) for folder in found)
-        raise UserError(
-            f"{path} holds several data sets: {listed}", f"worldsim convert {found[0]} --from rlds --to act-hdf5"
-        )
+        raise UserError(f"{path} holds several data sets: {listed}", again(source=found[0], from_format="rlds"))
     return max(found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)])
 
 

@@ -189,7 +189,7 @@ class RldsSource:
                 break
             sense.add(episode.actions[:, 6], episode.states[:, self.meaning.state_gripper])
         if first is None:
-            raise UserError(f"no episode of {self.layout.folder} can be read", f"worldsim doctor {self.layout.folder}")
+            raise UserError(f"no episode of {self.layout.folder} can be read", ["worldsim", "doctor", self.layout.folder])
         doubted = first.provenance["contradicted"]
         self.said |= set(doubted)
         notes += self._size_notes(first) + ([_flag_note(doubted)] if doubted else [])

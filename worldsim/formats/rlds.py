@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.registry import register
 from worldsim.core.types import DatasetCard
 
@@ -56,4 +56,4 @@ class Rlds:
 
     @staticmethod
     def create(path: Path, card: DatasetCard):
-        raise UserError(str(Rlds.lacks(card)), "worldsim convert SOURCE --to lerobot")
+        raise UserError(str(Rlds.lacks(card)), again(to="lerobot"))

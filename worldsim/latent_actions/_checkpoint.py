@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import file_digest, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -90,7 +90,10 @@ def find(policy: str) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     what = f"holds no {CONFIG}" if root.is_dir() else "is no folder"
-    raise UserError(f"the policy {policy} {what}", f"hf download --local-dir policy {policy}")
+    command = (
+        ["hf", "download", "--local-dir", "policy", policy] if policy.count("/") == 1 and policy[0].isalnum() else None
+    )
+    raise UserError(f"the policy {policy} {what}", command or ["ls", root if root.is_dir() else root.parent])
 
 
 def read(policy: str, kind: str, head: str, *, pipelines: bool = True) -> Checkpoint:
@@ -122,7 +125,7 @@ def _require_kind(folder: Path, config: Any, kind: str) -> None:
     if config["type"] != kind:
         raise UserError(
             f"the policy {folder} is of type '{config['type']}', not '{kind}'",
-            f"worldsim extract-latents DATA --extractor {config['type']} --policy {folder}",
+            again(extractor=config["type"]),
         )
     if config.get("use_peft"):
         raise UserError(f"the policy {folder} is an adapter on another policy; merge it into one file first")
@@ -144,13 +147,13 @@ def _require_pipelines(folder: Path, shapes: Mapping[str, Any]) -> None:
     if old is not None:
         raise UserError(
             f"the policy {folder} was saved before LeRobot 0.4: its normalisation lies in the weights ('{old}')",
-            f"python -m lerobot.processor.migrate_policy_normalization --pretrained-path {folder}",
+            ["python", "-m", "lerobot.processor.migrate_policy_normalization", "--pretrained-path", folder],
         )
     for name in PIPELINES:
         if not (folder / name).is_file():
             raise UserError(
                 f"the policy {folder} lacks {name}, through which it sees its inputs; lerobot-train saves it beside the weights",
-                "lerobot-train --policy.path DIR --steps 0 …",
+                ["ls", folder],
             )
     for path in _state_files(folder):
         if not path.is_file():

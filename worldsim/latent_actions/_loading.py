@@ -86,11 +86,11 @@ def _build(folder: Path, config: Any) -> Any:
     except ImportError as error:
         # lerobot[smolvla] would bring an older transformers along
         package = "num2words" if "num2words" in str(error) else f"'lerobot[{config.type}]'"
-        raise UserError(f"the policy {folder} needs a package: {error}", f"uv pip install {package}") from error
+        raise UserError(f"the policy {folder} needs a package: {error}", ["uv", "pip", "install", package]) from error
     except OSError as error:
         backbone = getattr(config, "vlm_model_name", None)
         raise UserError(
-            f"the policy {folder} cannot be built: {error}", f"hf download {backbone}" if backbone else None
+            f"the policy {folder} cannot be built: {error}", ["hf", "download", backbone] if backbone else None
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.types import DatasetCard, Episode
 from worldsim.latent_actions._checkpoint import STATE, Checkpoint, camera_name
 
@@ -92,7 +92,7 @@ class Observations:
         raise UserError(
             f"the policy {self.checkpoint.name} sees a camera '{own}', the dataset has "
             + (f"no camera '{told}'; it has {have}" if told else f"{have}"),
-            f"worldsim extract-latents DATA --set cameras.{own}={min(known, default='NAME')} …",
+            again({f"cameras.{own}": min(known, default="NAME")}),
         )
 
     def at(self, episode: Episode, frames: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.types import ActionSpec, DatasetCard, Episode
 from worldsim.latent_actions import Options
 from worldsim.latent_actions import _checkpoint as checkpoints
@@ -98,7 +98,7 @@ class PolicyLatents:
         if options.compat is not None:
             raise UserError(
                 f"compat = {options.compat}: WorldEval's extraction code reads ACT policies, not '{cls.KIND}'",
-                f"worldsim extract-latents DATA --extractor {cls.KIND} --policy DIR --set compat=null",
+                again(compat="null"),
             )
 
     @property

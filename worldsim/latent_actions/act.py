@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
 from worldsim.latent_actions._checkpoint import STATE, camera_name
@@ -38,7 +38,7 @@ class Act(PolicyLatents):
         if options.compat is not None and options.mode != "chunk":
             raise UserError(
                 f"compat = {options.compat} takes the policy's whole chunks, not mode = {options.mode}",
-                "worldsim extract-latents DATA --extractor act --policy DIR --mode chunk --set compat=worldeval",
+                again(mode="chunk"),
             )
 
     @property

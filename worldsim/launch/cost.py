@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from worldsim.core.errors import UserError, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean
 from worldsim.launch.hardware import Need
 from worldsim.launch.job import HOUR, Gpu, Launch
 from worldsim.launch.records import home
@@ -68,16 +68,14 @@ def prices() -> dict[str, Price]:
         return GPUS | {name.upper(): Price(**{k: float(v) for k, v in row.items()}) for name, row in changes.items()}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} must look like 'gpus: {{H100: {{usd_per_hour: 3.95, memory_gib: 80}}}}' ({error})", f"edit {path}"
+            f"{path} must look like 'gpus: {{H100: {{usd_per_hour: 3.95, memory_gib: 80}}}}' ({error})", ["cat", path]
         ) from error
 
 
 def price_of(gpu: Gpu) -> Price:
     table = prices()
     if gpu.name not in table:
-        raise UserError(
-            f"--gpu {gpu}: there is no GPU '{gpu.name}'{did_you_mean(gpu.name, table)}", "worldsim … --gpu H100"
-        )
+        raise UserError(f"--gpu {gpu}: there is no GPU '{gpu.name}'{did_you_mean(gpu.name, table)}", again(gpu="H100"))
     return table[gpu.name]
 
 
@@ -87,7 +85,7 @@ def hardware(need: Need, launch: Launch) -> Hardware:
     price = price_of(gpu) if gpu else Price(0.0, 0.0)
     count = gpu.count if gpu else 0
     if count > 1 and not need.distributed:
-        raise UserError(f"--gpu {gpu}: this command uses one GPU", f"worldsim … --gpu {gpu.name if gpu else ''}")
+        raise UserError(f"--gpu {gpu}: this command uses one GPU", again(gpu=gpu.name if gpu else None))
     timeout = launch.timeout or need.timeout
     cpus, memory = need.cpus * max(count, 1), need.memory_gib * max(count, 1)
     hourly = count * price.usd_per_hour + cpus * CPU_CORE_USD + memory * MEMORY_GIB_USD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.task import Task
 
 HOUR = 3600
@@ -91,9 +91,7 @@ def parse_gpu(text: str) -> Gpu:
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]*)(?::(\d+))?", text.strip())
     count = int(match[2] or 1) if match else 0
     if not match or not 1 <= count <= 8:
-        raise UserError(
-            f"--gpu {text} is not of the form NAME or NAME:COUNT with a count of 1 to 8", "worldsim … --gpu H100:2"
-        )
+        raise UserError(f"--gpu {text} is not of the form NAME or NAME:COUNT with a count of 1 to 8", again(gpu="H100:2"))
     return Gpu(match[1].upper(), count)
 
 
@@ -101,11 +99,11 @@ def parse_timeout(text: str) -> int:
     """``8h``, ``90m``, ``1h30m``, ``600s`` or plain seconds -> seconds, 1 minute to 7 days."""
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower())
     if not match or not any(match.groups()):
-        raise UserError(f"--timeout {text} is not a time such as 8h, 90m or 600s", "worldsim … --timeout 8h")
+        raise UserError(f"--timeout {text} is not a time such as 8h, 90m or 600s", again(timeout="8h"))
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     total = round(hours * HOUR + minutes * 60 + seconds)
     if not 60 <= total <= MAX_TIMEOUT:
-        raise UserError(f"--timeout {text} must lie between 1m and 168h", "worldsim … --timeout 24h")
+        raise UserError(f"--timeout {text} must lie between 1m and 168h", again(timeout="24h"))
     return total
 
 
@@ -114,5 +112,5 @@ def parse_nproc(text: str | int | None) -> int | None:
     if text is None or str(text).strip().lower() == "auto":
         return None
     if not str(text).strip().isdigit() or int(text) < 1:
-        raise UserError(f"--nproc {text} is neither 'auto' nor a number of at least 1", "worldsim … --nproc auto")
+        raise UserError(f"--nproc {text} is neither 'auto' nor a number of at least 1", again(nproc="auto"))
     return int(text)

@@ -17,7 +17,7 @@ from typing import Any
 from worldsim import worker
 from worldsim.core import config as config_world
 from worldsim.core import runs
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json, sweep, write_json
 from worldsim.core.task import Task
 from worldsim.launch.hardware import is_distributed
@@ -34,7 +34,7 @@ def processes(task: Task, nproc: int | None) -> int:
     """How many processes the task gets: what was asked, else one per GPU for a command that can share work."""
     if nproc is not None:
         if nproc > 1 and not is_distributed(task.command):
-            raise UserError(f"--nproc {nproc}: {task.command} runs in one process", f"worldsim {task.command} … --nproc 1")
+            raise UserError(f"--nproc {nproc}: {task.command} runs in one process", again(nproc=1))
         return nproc
     if task.device not in ("auto", "cuda") or not is_distributed(task.command):
         return 1

@@ -29,7 +29,7 @@ from worldsim.launch.records import Record
 PACKAGE = Path(__file__).resolve().parents[1]
 MOUNT = Path("/vol")
 """Where the volume lies in the container."""
-SECRETS = {"huggingface": "HF_TOKEN=hf_…", "wandb": "WANDB_API_KEY=…"}
+SECRETS = {"huggingface": "HF_TOKEN=$HF_TOKEN", "wandb": "WANDB_API_KEY=$WANDB_API_KEY"}
 """Secrets that a run is given when they exist, and what they hold."""
 RETRIES = 10
 TOKEN_COMMAND = "modal setup"

@@ -99,4 +99,4 @@ def _read(path: Path) -> Record:
     try:
         return Record(**read_json(path))
     except TypeError as error:
-        raise UserError(f"{path} is not a run's record: {error}", f"rm {path}") from error
+        raise UserError(f"{path} is not a run's record: {error}", ["rm", path]) from error

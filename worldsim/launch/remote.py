@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldsim.core.console import say
-from worldsim.core.errors import RemoteError, UserError
+from worldsim.core.errors import RemoteError, UserError, again
 from worldsim.core.task import Task
 from worldsim.launch import runs, upload
 from worldsim.launch.backend import Backend, Call, Request, connect
@@ -66,7 +66,7 @@ def confirm(rented: Hardware) -> None:
         return
     what = f"{rented.gpu or 'a CPU container'} for up to {rented.timeout_hours:g} h costs at most ${rented.usd_at_most:.2f}"
     if not sys.stdin.isatty():
-        raise UserError(f"{what}; say that you mean it with --yes", "worldsim … --remote --yes")
+        raise UserError(f"{what}; say that you mean it with --yes", again(yes=True))
     print(f"{what}. Rent it? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was rented")
@@ -91,7 +91,7 @@ def _refuse_foreign_out(out: str, run: str) -> None:
     """The run's files will come to ``out``: it must be free, or hold this very run."""
     folder = Path(out)
     if find(run) is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} holds something else than this run; choose another folder", f"worldsim … --out {out}-2")
+        raise UserError(f"{out} holds something else than this run; choose another folder", again(out=f"{out}-2"))
 
 
 def _refuse_twin(run: str, backend: Backend) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from worldsim.core.console import say, track
-from worldsim.core.errors import RemoteError, UserError
+from worldsim.core.errors import RemoteError, UserError, again
 from worldsim.core.files import TEMPORARY
 from worldsim.launch.backend import Backend, connect
 from worldsim.launch.records import Record, load, load_all
@@ -111,7 +111,7 @@ def _refuse_foreign(target: Path, files: dict[str, Any]) -> None:
         fetched.unlink()
         if same:
             return
-    raise UserError(f"{target} holds something else; choose another folder", f"worldsim runs pull … --out {target}-remote")
+    raise UserError(f"{target} holds something else; choose another folder", again(out=f"{target}-remote"))
 
 
 def cancel(run: str, *, backend: Backend | None = None) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from worldsim.core.config import fingerprint
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import TEMPORARY, file_digest, folder_digest, read_json
 from worldsim.core.task import Task
 from worldsim.launch.records import load_all
@@ -148,7 +148,7 @@ def _action_column(model: Any) -> str | None:
 def _inside(key: str, path: str) -> str:
     parts = PurePosixPath(path.lstrip("/")).parts
     if not parts or ".." in parts:
-        raise UserError(f"'{key}' = 'vol:{path}' does not name a path on the volume", f"--set {key}=vol:data/NAME")
+        raise UserError(f"'{key}' = 'vol:{path}' does not name a path on the volume", again({key: "vol:data/NAME"}))
     return "/".join(parts)
 
 
@@ -156,8 +156,9 @@ def _refuse_local(key: str, value: str, path: Path) -> None:
     foreign = path.is_absolute() or value.startswith(("~", "./", "../", "file:"))
     if foreign or ("/" in value and path.exists()):
         raise UserError(
-            f"'{key}' = '{value}' is a path on this machine, which a remote container cannot see",
-            f"modal volume put worldsim {value} /data/{path.name} && worldsim … --set {key}=vol:data/{path.name}",
+            f"'{key}' = '{value}' is a path on this machine, which a remote container cannot see; upload it, then name it "
+            f"{key}=vol:data/{path.name}",
+            ["modal", "volume", "put", "worldsim", value, f"/data/{path.name}"],
         )
 
 

@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from worldsim.core.console import progress
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.runs import RunContext
 from worldsim.train import checkpoint, sharding
 from worldsim.train.ema import Ema
@@ -168,8 +168,8 @@ class _Run:
         for what, value in (("loss", total), ("gradient norm", norm)):  # before a step could write it into the weights
             if not torch.isfinite(value):
                 raise UserError(
-                    f"the {what} is not finite at step {self.step + 1}",
-                    "worldsim … --set train.lr=1e-5   # and another --out",
+                    f"the {what} is not finite at step {self.step + 1}; take another folder and a lower rate",
+                    again({"train.lr": settings.lr / 10, "out": f"{self.context.out}-2"}),
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

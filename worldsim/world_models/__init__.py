@@ -138,7 +138,7 @@ def resolve_checkpoint(path: Path) -> Path:
     if (path / "config.yaml").exists():
         _refuse_other_kind(path)
         raise UserError(f"{path} is an unfinished run: it has no checkpoint/{CARD_FILE} yet", _resume(path))
-    raise UserError(f"{path} is no run folder: it has no checkpoint/{CARD_FILE}", "worldsim finetune-wan DATA --out RUN")
+    raise UserError(f"{path} is no run folder: it has no checkpoint/{CARD_FILE}", "worldsim finetune-wan DATA")
 
 
 def _refuse_other_kind(path: Path) -> None:
@@ -191,13 +191,15 @@ def _by_name(name: str, device: str) -> WorldModel:
         )
     plugin: Any = registry.get("world_models", name)
     if not hasattr(plugin, "ready"):
-        raise UserError(f"the world model '{name}' needs trained weights", f"worldsim infer DATA --model runs/{name}/RUN")
+        raise UserError(f"the world model '{name}' needs trained weights", "worldsim finetune-wan DATA")
     return plugin.ready(device)
 
 
-def _resume(path: Path) -> str:
+def _resume(path: Path) -> list[str]:
     """The command that finishes the run in ``path``."""
     config = path / "config.yaml"
     saved = yaml.safe_load(config.read_text(encoding="utf8")) if config.exists() else None
     command = (saved or {}).get("command", "finetune-wan")
-    return f"worldsim {command} … --out {path}"
+    recipe = ["--config", str(config), "--seed", str(saved.get("seed", 0))] if saved else []
+    words = command.split("-", 1) if command.startswith(("eval-", "models-")) else [command]
+    return ["worldsim", *words, *recipe, "--out", str(path)]

@@ -9,7 +9,7 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, and_more
 from worldsim.encoders import seeded
 from worldsim.nn import flow
 from worldsim.world_models._wan_conditioning import SpreadTime, condition_channels, given_latents, per_latent_time
@@ -149,7 +149,7 @@ class WanNet(nn.Module):
         mine = self.trained()
         for wrong, kind in ((mine.keys() - tensors.keys(), "lacks"), (tensors.keys() - mine.keys(), "has an unknown key")):
             if wrong:
-                raise UserError(f"{source} {kind} {min(wrong)} (and {len(wrong) - 1} more)")
+                raise UserError(f"{source} {kind} {min(wrong)}{and_more(wrong)}")
         for name, parameter in mine.items():
             if parameter.shape != tensors[name].shape:
                 raise UserError(f"{source}: {name} has shape {list(tensors[name].shape)}, not {list(parameter.shape)}")

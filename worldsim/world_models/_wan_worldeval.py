@@ -18,7 +18,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, and_more
 from worldsim.core.types import ActionSpec
 from worldsim.data.transforms import Normalize
 from worldsim.train import checkpoint
@@ -89,8 +89,12 @@ def trained_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} is no torch file of tensors alone, and nothing else is unpickled ({first}); if you trust "
             "its author, write the tensors out",
-            f"python -c \"import torch; d = torch.load('{file}', weights_only=False); "
-            f"torch.save({{k: v for k, v in d.items() if torch.is_tensor(v)}}, '{path.with_suffix('.tensors.ckpt')}')\"",
+            [
+                "python",
+                "-c",
+                f"import torch; d = torch.load({str(file)!r}, weights_only=False); "
+                f"torch.save({{k: v for k, v in d.items() if torch.is_tensor(v)}}, {str(path.with_suffix('.tensors.ckpt'))!r})",
+            ],
         ) from error
     if not isinstance(found, Mapping):
         raise UserError(f"{file} holds a {type(found).__name__}, not tensors by name")
@@ -137,7 +141,7 @@ def _spec(flat: dict[str, Tensor], beside: Beside, base: Base, source: str) -> N
     first = next((flat[key] for key in (f"{PROJECTOR}.0.base_layer.weight", f"{PROJECTOR}.0.weight") if key in flat), None)
     if first is None or first.ndim != 2:
         wrapped = any(name.startswith((f"{PROJECTOR}.0.base_layer", f"{PROJECTOR}.0.lora_")) for name in flat)
-        raise UserError(f"{source} lacks {PROJECTOR}.0.{'base_layer.' if wrapped else ''}weight (and maybe more)")
+        raise UserError(f"{source} lacks {PROJECTOR}.0.{'base_layer.' if wrapped else ''}weight")
     ranks = [
         int(flat[name].shape[0])
         for name in sorted(flat)
@@ -179,7 +183,7 @@ def _report(wanted: set[str], found: set[str], source: str) -> None:
     for wrong, kind in ((wanted - found, "lacks"), (found - wanted, "has an unknown key")):
         if wrong:
             hint = "; a LoRA on other layers is declared as lora_targets beside the checkpoint" if _of_lora(wrong) else ""
-            raise UserError(f"{source} {kind} {min(wrong)} (and {len(wrong) - 1} more){hint}")
+            raise UserError(f"{source} {kind} {min(wrong)}{and_more(wrong)}{hint}")
 
 
 def _of_lora(names: set[str]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from worldsim.core.config import build, config
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json
 
 FILES = (".ckpt", ".pt", ".pth", ".bin")
@@ -91,7 +91,7 @@ def find(path: Path) -> Path | None:
     inside = sorted(path.glob("*.ckpt"))
     if len(inside) > 1:
         names = ", ".join(one.name for one in inside[:5])
-        raise UserError(f"{path} holds several checkpoints: {names}", f"worldsim infer DATA --model {inside[-1]}")
+        raise UserError(f"{path} holds several checkpoints: {names}", again(model=inside[-1]))
     return inside[0] if inside else None
 
 
@@ -109,7 +109,7 @@ def weights_file(path: Path) -> Path:
         script = path / "zero_to_fp32.py"
         raise UserError(
             f"{path} holds weights cut into pieces, one per {kind[:-1]}; DeepSpeed joins them into one file",
-            f"python {script} {path} {path.with_suffix('.pt')}",
+            ["python", script, path, path.with_suffix(".pt")],
         )
     return states[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.registry import register
 from worldsim.core.types import ActionSpec
 from worldsim.data.columns import prompt_key
@@ -228,5 +228,5 @@ def check_size(base: Base, height: int, width: int, frames: int) -> None:
         raise UserError(
             f"size {height}x{width} does not fit {base.geometry.name}: both sides must be multiples of {multiple}; "
             f"the nearest is {near[0]}x{near[1]}",
-            f"worldsim finetune-wan --size {near[0]}x{near[1]}",
+            again(size=f"{near[0]}x{near[1]}"),
         )

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from worldsim.core.errors import UserError, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean
 from worldsim.world_models._wan_routes import adaln, patch_add, tokens, worldeval
 from worldsim.world_models._wan_routes._route import Injection, Route
 
@@ -28,5 +28,5 @@ def find(name: str) -> Route:
     if name not in ROUTES:
         near = did_you_mean(name, ROUTES)
         listed = f" The routes are {', '.join(ROUTES)}" if near.endswith("?") else ""
-        raise UserError(f"there is no route '{name}'{near}{listed}", "worldsim finetune-wan --route patch-add")
+        raise UserError(f"there is no route '{name}'{near}{listed}", again(route="patch-add"))
     return ROUTES[name]

@@ -12,7 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.encoders.wan_vae import PACK
 from worldsim.nn.action_embedder import ActionEmbedder
 from worldsim.world_models._wan_geometries import Geometry
@@ -41,7 +41,7 @@ def attach(transformer: WanTransformer3DModel, injection: Injection) -> None:
         if count > places:
             raise UserError(
                 f"the route tokens needs {count} places at the end of the text, and this model's text has {places}",
-                "worldsim finetune-wan --route patch-add",
+                again(route="patch-add"),
             )
         tail = text[:, places - count :] + vectors.to(text.dtype)
         return (torch.cat([text[:, : places - count], tail], dim=1), *inputs[1:])
