@@ -209,12 +209,12 @@ def broken(folder, name: str):
 @pytest.mark.parametrize(
     ("name", "sentence", "command"),
     [
-        ("missing file", "lacks policy_preprocessor.json, through which it sees its inputs", "lerobot-train"),
+        ("missing file", "lacks policy_preprocessor.json, through which it sees its inputs", "ls "),
         ("missing state", "lacks policy_preprocessor_step_3_normalizer_processor.safetensors", None),
         ("missing weights", "lacks model.safetensors", "hf download"),
         ("torn weights", "is damaged", "hf download"),
         ("no policy", "is not the config of a LeRobot policy", None),
-        ("other type", "is of type 'diffusion', not 'act'", "--extractor diffusion"),
+        ("other type", "is of type 'diffusion', not 'act'", "extractor=diffusion"),
         ("adapter", "is an adapter on another policy", None),
         ("unknown key", "is not a config of LeRobot 0.6.1", None),
         ("old", "was saved before LeRobot 0.4", "migrate_policy_normalization --pretrained-path"),
