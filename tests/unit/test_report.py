@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFont
 from scipy.stats import binomtest, permutation_test
 
-from worldsim.commands.eval_video import _alarm
+from worldsim.commands._eval_alarms import alarm
 from worldsim.core.errors import UserError
 from worldsim.data.predictions import Prediction, file_names, load, marks, save
 from worldsim.data.scenes import partners, scene_seed
@@ -127,7 +127,7 @@ def test_a_certain_gap_may_be_too_small() -> None:
 )
 def test_the_alarm_says_what_is_wrong(gap: float, said: str) -> None:
     found = permutation_gap(np.full(20, gap), np.zeros(20), least=0.1)
-    sentence = _alarm(Summary({}, {}, found, "motion_psnr"))
+    sentence = alarm(Summary({}, {}, found, "motion_psnr"))
     assert sentence is not None
     assert said in sentence
 

@@ -7,7 +7,7 @@ killed run continues with the very numbers of an undisturbed one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from worldsim.commands import _latents, _policy_actions
 from worldsim.commands._action_file import ActionFile
+from worldsim.commands._agenda import Agenda, Order, Planned
 from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
 from worldsim.core.console import progress
 from worldsim.core.errors import BadEpisode, UserError, again
@@ -26,58 +27,6 @@ from worldsim.data.predictions import Prediction, file_names
 from worldsim.data.scenes import Scene, SceneSpec
 from worldsim.data.windows import stride_for
 from worldsim.world_models import Needs, SupportsInstructions, SupportsReconstruct, SupportsSampling, needs
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be imagined; the meaning of each entry stands in ``commands.infer.Config``."""
-
-    data: Path
-    frames: int
-    episodes: str | None = None
-    max_episodes: int | None = None
-    camera: str | None = None
-    actions: str = "dataset"
-    columns: str | None = None
-    start: int | None = None
-    fps: float | None = None
-    num_samples: int = 1
-    permutations: int = 0
-    batch: int = 4
-    steps: int | None = None
-    guidance: float | None = None
-    reconstruct: bool = False
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A scene that will be imagined: what is known before a frame is decoded.
-
-    Attributes:
-        actions: ``[n, r, A]``; nothing yet (zeros) where a policy acts in the dream, which begins with ``start``.
-    """
-
-    index: int
-    episode: str
-    stride: int
-    actions: np.ndarray
-    start: Start | None = None
-
-
-@dataclass
-class Agenda:
-    """The scenes, in the source's order, and who was left out and why."""
-
-    scenes: list[Planned] = field(default_factory=list)
-    too_short: list[str] = field(default_factory=list)
-    rejected: list[dict[str, str]] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def imagined(self) -> list[Planned]:
-        """The scenes less those that turned out to be undecodable."""
-        dropped = {record["episode"] for record in self.rejected}
-        return [planned for planned in self.scenes if planned.episode not in dropped]
 
 
 class Studio:

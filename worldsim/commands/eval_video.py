@@ -6,7 +6,6 @@ frame) and ``report/``, which can be opened from a disk or published.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 
 from worldsim import metrics as shelf
 from worldsim.commands import infer
+from worldsim.commands._agenda import Agenda, Order
+from worldsim.commands._eval_alarms import alarm, flicker, shout, untested
 from worldsim.commands._eval_page import Facts, publish
-from worldsim.commands._imagine import Agenda, Order, Studio
+from worldsim.commands._eval_scores import scores_json
+from worldsim.commands._imagine import Studio
 from worldsim.core import registry
 from worldsim.core.config import config
-from worldsim.core.console import say
 from worldsim.core.errors import PartialResult, UserError, again, did_you_mean
 from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
@@ -29,7 +30,6 @@ from worldsim.core.types import Result
 from worldsim.data.predictions import MARKS, Prediction, find, load, marks, save
 from worldsim.formats import open_dataset
 from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, Summary, Table, summarise
-from worldsim.report.statistics import LEAST_EPISODES
 from worldsim.world_models import load as load_model
 
 DEMO_ROWS = {"tuned": MODEL, "base": BASELINE, "copy_last": COPY, "ceiling": CEILING}
@@ -139,10 +139,10 @@ def run(config: Config, context: RunContext) -> Result:
     for sentence in scorer.refused.values():
         context.note(sentence)
     summary = summarise(table, context.seed, config.resamples, config.gap_metric, identical)
-    alarms = [sentence for sentence in (material.forced, _alarm(summary)) if sentence]
+    alarms = [sentence for sentence in (material.forced, alarm(summary)) if sentence]
     for sentence in alarms:
         shout(sentence)
-    for warning in (*alarms, _flicker(summary), _untested(config, summary)):
+    for warning in (*alarms, flicker(summary), untested(summary, config.predictions is None)):
         if warning:
             context.note(warning)
     write_json(context.out / "scores.json", scores_json(table, summary, forced=material.forced is not None))
@@ -276,118 +276,6 @@ def _score(config: Config, context: RunContext, material: Material) -> tuple[Sco
         same = prediction.permuted is not None and all(np.array_equal(p, prediction.pred) for p in prediction.permuted)
         identical = identical and same
     return scorer, identical
-
-
-def _alarm(summary: Summary) -> str | None:
-    """The sentence for a model that does not follow its actions; None for one that does, or where nothing was measured."""
-    gap = summary.gap
-    if summary.identical:
-        return "THIS MODEL IGNORES ITS ACTIONS: with another episode's actions it imagines the very same pixels."
-    if gap is None or gap.follows:
-        return None
-    span = f"{gap.interval.mean:+.2f} [{gap.interval.low:+.2f} … {gap.interval.high:+.2f}]"
-    tests = f"sign test p = {gap.p:.2g}, permutation test p = {gap.p_mean:.2g}"
-    if not gap.enough:
-        return (
-            f"NOT SHOWN TO FOLLOW ITS ACTIONS: {gap.interval.count} episodes are too few to tell, {LEAST_EPISODES} are the "
-            f"least; own against other actions, {summary.gap_metric} changes by {span} ({tests})."
-        )
-    if gap.interval.high < 0:
-        return (
-            f"THIS MODEL IS WORSE WITH ITS OWN ACTIONS than with another episode's: {summary.gap_metric} changes by {span} "
-            f"({tests}). Are actions and frames aligned?"
-        )
-    if gap.certain:
-        return (
-            f"THIS MODEL HARDLY FOLLOWS ITS ACTIONS: own instead of another episode's change {summary.gap_metric} by {span}, "
-            f"no chance ({tests}), but less than {gap.least:g}."
-        )
-    return (
-        f"THIS MODEL IGNORES ITS ACTIONS, as far as {gap.interval.count} episodes can tell: with its own instead of another "
-        f"episode's actions {summary.gap_metric} changes by {span}, which chance explains ({tests})."
-    )
-
-
-def shout(sentence: str) -> None:
-    """A sentence that must not be overlooked, framed, on stderr."""
-    lines = textwrap.wrap(sentence, 96)
-    frame = "!" * (max(map(len, lines)) + 6)
-    say("\n".join([frame, *(f"!! {line.ljust(len(frame) - 6)} !!" for line in lines), frame]))
-
-
-def _untested(config: Config, summary: Summary) -> str | None:
-    """The sentence for scores that hold no test of the actions; None where they do."""
-    if summary.gap is not None or summary.identical:
-        return None
-    how = "use --model" if config.predictions else "--set permutations=1 does"
-    return f"whether the model follows its actions was not tested; {how}"
-
-
-def _flicker(summary: Summary) -> str | None:
-    """The sentence for a gain in motion_psnr that does not come from where the truth moved; None for an honest one."""
-    wide, narrow = (summary.over_copy.get(name) for name in ("motion_psnr", "truth_motion_psnr"))
-    if wide is None or narrow is None or not wide.low > 0 or narrow.low > 0:
-        return None
-    return (
-        f"motion_psnr is {wide.mean:+.2f} dB over copy, but where the truth moved it is {narrow.mean:+.2f} dB "
-        f"[{narrow.low:+.2f} … {narrow.high:+.2f}]: the gain comes from pixels that only the prediction changed, not from "
-        "motion that it got right"
-    )
-
-
-def scores_json(table: Table, summary: Summary, *, forced: bool = False) -> dict[str, Any]:
-    """Everything as plain JSON; null where a value is not defined. ``forced``: the actions have seen the truth."""
-    gap = summary.gap
-    return {
-        "teacher_forced": forced,
-        "episodes": table.episodes,
-        "horizon": next(iter(table.scores[MODEL].values())).shape[1],
-        "units": {name: registry.card("metrics", name)["unit"] for name in table.scores[MODEL]},  # type: ignore[index]
-        "summary": {
-            row: {
-                name: {
-                    "mean": _finite(i.mean),
-                    "low": _finite(i.low),
-                    "high": _finite(i.high),
-                    "episodes": i.count,
-                    "frames_left_out": table.undefined(row, name),
-                }
-                for name, i in by_name.items()
-            }
-            for row, by_name in summary.rows.items()
-        },
-        "sets": table.sets,
-        "permutation": None
-        if gap is None
-        else {
-            "metric": summary.gap_metric,
-            "gap": _finite(gap.interval.mean),
-            "low": _finite(gap.interval.low),
-            "high": _finite(gap.interval.high),
-            "wins": gap.wins,
-            "losses": gap.losses,
-            "ties": gap.ties,
-            "p": gap.p,
-            "p_mean": gap.p_mean,
-            "follows_actions": gap.follows,
-            "per_horizon": {
-                key: [_finite(getattr(one, key)) for one in summary.gap_by_frame] for key in ("mean", "low", "high")
-            },
-        },
-        "per_horizon": {
-            row: {name: _finite(table.per_horizon(row, name)) for name in by_name} for row, by_name in table.scores.items()
-        },
-        "per_episode": {
-            row: {name: _finite(values) for name, values in by_name.items()} for row, by_name in table.scores.items()
-        },
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, np.ndarray):
-        return [_finite(entry) for entry in value]
-    return None if np.isnan(value) else float(value)
 
 
 def _result(config: Config, context: RunContext, material: Material, table: Table, summary: Summary, text: str) -> Result:
