@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from worldsim.core.registry import register
+from worldsim.rl.memo import repeats
 
 CARD = {
     "title": "Minus 1 for each predicted frame with the very tokens of the frame before it, where the truth moved",
@@ -26,10 +27,6 @@ def repetition(prediction: Tensor, truth: Tensor, tokens: Tensor, last: Tensor, 
     predecessor is the last given frame; without its tokens (``given``) the first frame is never punished. Averaged over
     frames this is minus the rate of wrong repetitions.
     """
-    same = tokens.new_zeros(tokens.shape[:3], dtype=torch.bool)
-    same[:, :, 1:] = (tokens[:, :, 1:] == tokens[:, :, :-1]).all(-1)
-    if given is not None:
-        same[:, :, 0] = (tokens[:, :, 0] == given[:, None]).all(-1)
     earlier = torch.cat([last[:, None], truth[:, :-1]], 1)
     moved = ((truth - earlier).abs() > MOVED).flatten(2).any(-1)
-    return -(same & moved[:, None]).to(prediction.dtype)
+    return -(repeats(tokens, given) & moved[:, None]).to(prediction.dtype)

@@ -19,3 +19,17 @@ def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(count, device=rows.device)
     return first[order], rank[inverse]
+
+
+def repeats(tokens: Tensor, given: Tensor | None = None) -> Tensor:
+    """Which predicted frames have the very tokens of the frame before them, bool ``[P, n, F]``.
+
+    Args:
+        tokens: int64 ``[P, n, F, L]``. given: those of the last given frame ``[P, L]``, which precedes the first predicted
+            one; without them the first frame repeats nothing.
+    """
+    same = tokens.new_zeros(tokens.shape[:3], dtype=torch.bool)
+    same[:, :, 1:] = (tokens[:, :, 1:] == tokens[:, :, :-1]).all(-1)
+    if given is not None:
+        same[:, :, 0] = (tokens[:, :, 0] == given[:, None]).all(-1)
+    return same

@@ -50,6 +50,14 @@ class Trainable(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """Where the batches of a step come from."""
+
+    def take(self, step: int, micro: int) -> Batch:
+        """The batch of forward pass ``micro`` of ``step``; asked for in order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended: the last loss, and seconds in the loop of which some were spent waiting for data."""
@@ -80,12 +88,12 @@ def fit(
         UserError: the loss or the gradient norm is not finite; the last state and checkpoint before it are kept.
         KeyboardInterrupt: stopped by SIGTERM or SIGINT, after the state was saved.
     """
-    run = _Run(module, settings, context, save)
+    run = Run(module, settings, context, save)
     began, waited, last = time.monotonic(), 0.0, float("nan")
     tracker = Tracker(context, config or {}, run.step, settings.wandb, settings.project) if context.rank == 0 else None
     first, saved = run.step, run.step
     with (
-        _stoppable() as stop,
+        stoppable() as stop,
         _Ahead(fetch, run.step, settings) as ahead,
         progress("train", settings.steps, done=first, unit="steps") as bar,
     ):
@@ -111,8 +119,8 @@ def fit(
     return Outcome(run.step, last, time.monotonic() - began, waited, first)
 
 
-class _Run:
-    """Module, optimiser and average of one run, wherever it is in its steps."""
+class Run:
+    """Module, optimiser and average of one run, wherever it is in its steps; what :func:`fit` and ``rl.loop`` drive."""
 
     def __init__(self, module: Any, settings: Training, context: RunContext, save: Callable[..., None]) -> None:
         self.settings, self.context, self._save = settings, context, save
@@ -149,7 +157,7 @@ class _Run:
         sharding.shard(module, self.device.type)
         return True
 
-    def advance(self, ahead: _Ahead) -> dict[str, float]:
+    def advance(self, ahead: Feed) -> dict[str, float]:
         """One optimiser step. Returns loss (over all ranks), gradient norm and learning rate."""
         settings, total = self.settings, torch.zeros((), device=self.device)
         for group, peak in zip(self.optimizer.param_groups, self.peaks):
@@ -254,7 +262,7 @@ class _Ahead:
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
+def stoppable() -> Iterator[threading.Event]:
     """SIGTERM and SIGINT ask for a stop at the end of the step instead of tearing it; a second one is immediate."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
