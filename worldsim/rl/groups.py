@@ -100,9 +100,9 @@ class Groups:
 
     @staticmethod
     def join(parts: Sequence[Groups]) -> Groups:
-        tensors = ("prompt", "responses", "old", "reference", "values")
-        whole = (torch.cat([getattr(part, name) for part in parts]) for name in tensors)
-        return Groups(*whole, added([part.numbers for part in parts]))
+        names = ("prompt", "responses", "old", "reference", "values")
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Groups(**whole, numbers=added([part.numbers for part in parts]))
 
 
 def added(parts: Sequence[Numbers]) -> Numbers:

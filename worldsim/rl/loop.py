@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldsim.core.console import progress
 from worldsim.core.runs import RunContext
-from worldsim.rl.groups import Collector, Groups, Numbers, Prompts, added
+from worldsim.rl.groups import Collector, Groups, Prompts, added
 from worldsim.rl.step import Feed, GroupLoss, Shares, means, shared_scale
 from worldsim.train.loop import Run, stoppable
 from worldsim.train.settings import Training
@@ -175,11 +175,10 @@ class _Improvement:
 
     def _look(self) -> dict[str, float]:
         """Numbers of the held-out scenes under the weights as they are; keeps the best."""
-        parts: list[Numbers] = []
         reference, self.collector.reference = self.collector.reference, None
         self.loss.eval()
-        for prompts in self.held_out:
-            parts.append(self.collector.collect(prompts.to(self.run.device), self.done).numbers)
+        collect, device = self.collector.collect, self.run.device
+        parts = [collect(prompts.to(device), self.done).numbers for prompts in self.held_out]
         self.loss.train()
         self.collector.reference = reference
         found = means(added(parts), self.run.device)
