@@ -135,7 +135,7 @@ class TokenNet(nn.Module):
 
     @staticmethod
     def from_llama(state: Mapping[str, Tensor], spec: NetSpec) -> TokenNet:
-        """A network with the weights of a ``LlamaForCausalLM`` state dict; fp32. Missing and unknown keys are errors that name them."""
+        """A network with the weights of a ``LlamaForCausalLM`` state dict, fp32. Missing or unknown keys are errors."""
         with torch.device("meta"):
             net = TokenNet(spec)
         missing = sorted(net.state_dict().keys() - state.keys())
@@ -221,7 +221,9 @@ class TokenNet(nn.Module):
         far, near = self.table(0, length), self.table(length, length + size)
         for block in self.model.layers:
             q, k, v = block.heads_of(x, far)
-            y = block.finish(y, shared_prefix_attention(*block.heads_of(y, near), k, v)) if size else y
+            if size:
+                own_q, own_k, own_v = block.heads_of(y, near)
+                y = block.finish(y, shared_prefix_attention(own_q, own_k, own_v, k, v))
             x = block.finish(x, causal(q, k, v))
         last = x[:, None, -1:].expand(-1, samples, -1, -1)
         return torch.cat([last, y.unflatten(0, (groups, samples))], 2)

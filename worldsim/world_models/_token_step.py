@@ -1,0 +1,123 @@
+"""One step of the sampler: a few new tokens of every sample through all layers, with weights laid out once for it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldsim.nn.transformer import merge, rotary_table, rotate
+from worldsim.world_models._token_net import EPS, ROTARY_BASE, TokenNet
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Step:
+    """The network with its caches: per layer the prompts' keys and values, once per group, and room for each sample's own.
+
+    Args:
+        net: weights are read once, here; a later change of them is not seen.
+        shape: ``(P, Lp)`` of the prompts.
+        n: samples per prompt; rows are sample by sample within a group, ``B = P * n``.
+        room: most tokens of a response that are ever fed.
+    """
+
+    def __init__(self, net: TokenNet, shape: tuple[int, int] | torch.Size, n: int, room: int) -> None:
+        spec, weight = net.spec, net.lm_head.weight
+        self.groups, self.length = shape
+        self.rows, self.net = self.groups * n, net
+        self.heads, self.width = spec.heads, spec.width // spec.heads
+        self.layers = [_Layer(block) for block in net.model.layers]
+        empty = {"dtype": weight.dtype, "device": weight.device}
+        self.prefix: list[tuple[Tensor, Tensor]] = [()] * spec.layers  # type: ignore[list-item]
+        self.own = [torch.empty(2, self.rows, self.heads, room, self.width, **empty) for _ in range(spec.layers)]
+        positions = torch.arange(self.length, self.length + room, device=weight.device)
+        self.tables = tuple(part.to(weight.dtype) for part in rotary_table(positions, self.width, ROTARY_BASE))
+
+    def remember(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """The prompts' keys and values of a layer, ``[P, Lp, heads, D]``."""
+        self.prefix[layer] = (k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous())
+
+    def __call__(self, ids: Tensor, at: int) -> Tensor:
+        """Feed ids ``[B, m]`` whose first one is token ``at`` of the response; hidden states ``[B, width]`` after the last."""
+        size = ids.shape[1]
+        x = self.net.model.embed_tokens(ids)
+        table = (self.tables[0][at : at + size], self.tables[1][at : at + size])
+        mask = None
+        if size > 1:
+            mask = torch.full((size, at + size), -torch.inf, dtype=x.dtype, device=x.device).triu_(at + 1)
+        for number, layer in enumerate(self.layers):
+            q, k, v = layer.heads(x, self.heads)
+            q, k = rotate(q, table), rotate(k, table)
+            own = self.own[number]
+            own[0, :, :, at : at + size] = k.transpose(1, 2)
+            own[1, :, :, at : at + size] = v.transpose(1, 2)
+            x = layer.finish(x, self._attend(number, q, own[:, :, :, : at + size], mask))
+        return x[:, -1]
+
+    def head(self, low: int, high: int) -> Tensor:
+        """The head's rows of the ids ``low … high - 1``."""
+        return self.net.lm_head.weight[low:high]
+
+    def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """fp32 logits ``[B, ids]`` of hidden states ``[B, width]``."""
+        return F.linear(self.net.model.norm(hidden), head).float()
+
+    def _attend(self, number: int, q: Tensor, own: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of ``[B, m, heads, D]`` to the group's prompt and to the sample's own tokens; the same shape."""
+        folded, own_q = q.reshape(self.groups, -1, self.heads, self.width).transpose(1, 2), q.transpose(1, 2)
+        if q.device.type != "cpu":
+            return _attend_plainly(folded, own_q, self.prefix[number], own, mask)
+        far, far_lse = _flash(folded, *self.prefix[number])
+        near, near_lse = _flash(own_q, own[0], own[1], attn_mask=mask)
+        near, near_lse = near.transpose(1, 2), near_lse.transpose(1, 2)
+        far, far_lse = far.transpose(1, 2).reshape(near.shape), far_lse.transpose(1, 2).reshape(near_lse.shape)
+        return merge(far, far_lse, near, near_lse)[0]
+
+
+def _attend_plainly(folded: Tensor, q: Tensor, prefix: tuple[Tensor, Tensor], own: Tensor, mask: Tensor | None) -> Tensor:
+    """The same by one softmax over both parts' scores, of operations that every device and CUDA graphs have.
+
+    Args:
+        folded: queries by group ``[P, heads, N * m, D]``.
+        q: the same by sample ``[B, heads, m, D]``.
+        prefix: keys and values ``[P, heads, Lp, D]``.
+        own: ``[2, B, heads, S, D]``.
+        mask: added to the scores of the sample's own tokens, ``[m, S]``.
+    """
+    rows, heads, size, width = q.shape
+    groups, length = prefix[0].shape[0], prefix[0].shape[2]
+    far = (folded @ prefix[0].mT).unflatten(2, (-1, size)).transpose(1, 2).reshape(rows, heads, size, length)
+    near = q @ own[0].mT
+    scores = torch.cat([far, near], -1).float() * width**-0.5
+    if mask is not None:
+        scores[..., length:] += mask
+    chances = scores.softmax(-1).to(q.dtype)
+    far = chances[..., :length].view(groups, -1, heads, size, length).transpose(1, 2).flatten(2, 3) @ prefix[1]
+    far = far.unflatten(2, (-1, size)).transpose(1, 2).reshape(q.shape)
+    return (far + chances[..., length:] @ own[1]).transpose(1, 2)
+
+
+class _Layer:
+    """A block's weights with query, key and value, and gate and up, side by side."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        self.qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        self.out = attention.o_proj.weight
+        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        self.down = mlp.down_proj.weight
+        self.norms = (block.input_layernorm.weight, block.post_attention_layernorm.weight)
+
+    def heads(self, x: Tensor, heads: int) -> tuple[Tensor, ...]:
+        """Queries, keys, values ``[B, m, heads, D]``, not yet rotated."""
+        return F.linear(_norm(x, self.norms[0]), self.qkv).unflatten(-1, (3, heads, -1)).unbind(2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + F.linear(attended.flatten(-2), self.out)
+        gate, up = F.linear(_norm(x, self.norms[1]), self.gate_up).chunk(2, -1)
+        return x + F.linear(F.silu(gate).mul_(up), self.down)
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, EPS)
