@@ -52,6 +52,33 @@ class SupportsInstructions(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsTokenizer(Protocol):
+    """A model that speaks in a tokenizer's codes. Shelves do not import each other, so a command hands it over."""
+
+    def attach(self, tokenizer: Any) -> None:
+        """Take the tokenizer (an object of the shelf ``tokenizers``) whose codes it was trained on; another is refused."""
+        ...
+
+
+@runtime_checkable
+class SupportsPastActions(Protocol):
+    """A model whose history holds the actions between the given frames too."""
+
+    def set_past_actions(self, rows: np.ndarray | None) -> None:
+        """Rows ``[B, T0 - 1, r, A]`` between the frames of the next rollout's contexts, physical units; None: unknown."""
+        ...
+
+
+@runtime_checkable
+class SupportsTemperature(Protocol):
+    """A model that draws from a distribution over codes."""
+
+    def set_temperature(self, temperature: float | None = None, top_k: int | None = None) -> None:
+        """How the next rollouts are drawn; None keeps the model's own value, ``top_k`` 0 takes every code."""
+        ...
+
+
 @dataclass(frozen=True)
 class Needs:
     """What clips a model wants.
