@@ -39,13 +39,14 @@ class Encoder(nn.Module):
     """Pictures ``[B, 3, H, W]`` -> latent map ``[B, latent, h, w]``.
 
     Args:
+        pictures: how many are stacked on the channels.
         condition: where conditioning enters (see :func:`conditioned`), or None for an unconditional one.
     """
 
-    def __init__(self, shape: Shape, condition: Condition | None = None) -> None:
+    def __init__(self, shape: Shape, condition: Condition | None = None, pictures: int = 1) -> None:
         super().__init__()
         channels = shape.channels
-        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(3 * pictures, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownEncoderBlock2D(
                 before,

@@ -15,6 +15,10 @@ from worldsim.core.files import read_json
 from worldsim.tokenizers import _released
 from worldsim.train import checkpoint
 
+Parts = dict[str, tuple[Tensor, Tensor, Tensor | None]]
+"""For training, by kind of picture: decoded, truth, and the context frames they were told from (None for these themselves),
+each float ``[N, 3, H, W]``."""
+
 
 class Tokenizer(nn.Module):
     """Frames <-> tokens. Subclasses are registered; each has a config class ``Spec`` and is built as ``cls(spec, h, w)``.

@@ -17,7 +17,7 @@ from worldsim.core.config import config
 from worldsim.core.registry import register
 from worldsim.nn.quantize import FSQ, Centre
 from worldsim.tokenizers._blocks import Condition, Decoder, Encoder, KeysValues, Shape
-from worldsim.tokenizers._face import Tokenizer, check_net, check_size
+from worldsim.tokenizers._face import Parts, Tokenizer, check_net, check_size
 
 CARD = {
     "title": "Context frame and dynamics tokens, with finite scalar quantisation",
@@ -38,7 +38,7 @@ class Spec:
         patch: cells of the latent map, each way, that one dynamics token stands for.
         below: conditioning enters at maps of at most this height. heads, dropout: of its attention.
         centre: batch moments are normalised before quantisation; small models need it, the released one has it not.
-        delta: frames are decoded as differences from the decoded context frame; small models learn faster so.
+        delta: frames are coded and decoded as differences from the decoded context frame; small models learn faster so.
         late: decoders upsample late, which makes them several times cheaper.
     """
 
@@ -89,6 +89,15 @@ class Features:
         return replace(self, rows=self.rows[rows.cpu() if isinstance(rows, Tensor) else rows])
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What frames are encoded against: the feature maps of the contexts' encoder, and with ``delta`` the contexts as decoded,
+    ``[P, 3, H, W]``."""
+
+    maps: list[Tensor]
+    picture: Tensor | None
+
+
 @register("tokenizers")
 class FSQCompressive(Tokenizer):
     """``fsq-compressive``: see :class:`~worldsim.tokenizers._face.Tokenizer` for the attributes."""
@@ -104,7 +113,7 @@ class FSQCompressive(Tokenizer):
         seeing = replace(plain, attention=True)
         condition = Condition(height, width, self.cells, spec.below, spec.heads, spec.dropout)
         width_d, dims = spec.latent * spec.patch**2, len(spec.levels)
-        self.cond_encoder = Encoder(seeing, condition)
+        self.cond_encoder = Encoder(seeing, condition, pictures=2 if spec.delta else 1)
         self.encoder = Encoder(plain)
         self.quant_conv = nn.Conv2d(spec.latent, dims, 1)
         self.post_quant_conv = nn.Conv2d(dims, spec.latent, 1)
@@ -141,7 +150,9 @@ class FSQCompressive(Tokenizer):
         Returns:
             dynamics tokens, int64 ``[B, T, L]``, row by row.
         """
-        seen = self.encoder.features(self._maps(frames[:, 0] if context is None else context))[1]
+        latent, maps = self.encoder.features(self._maps(frames[:, 0] if context is None else context))
+        picture = self._opened(self._quantised_context(latent)[0]).picture if self.spec.delta else None
+        seen = Seen(maps, picture)
         rows = torch.arange(len(frames)).repeat_interleave(frames.shape[1])
         index = self._dynamics(self._maps(frames).flatten(0, 1), seen, rows)[1]
         return index.unflatten(0, frames.shape[:2])
@@ -163,23 +174,24 @@ class FSQCompressive(Tokenizer):
         """The context frames as decoded, float32 ``[B, 3, H, W]`` in 0 … 1."""
         return features.picture[features.rows].float().clamp(0, 1)
 
-    def forward(self, context: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, context: Tensor, targets: Tensor) -> tuple[Parts, Tensor]:
         """For training: differentiable, not clamped.
 
         Args:
             context: float ``[B, 3, H, W]`` in 0 … 1. targets: ``[B, T, 3, H, W]``.
 
         Returns:
-            contexts, then targets, decoded, ``[B (1 + T), 3, H, W]``; the truth beside them; dynamics tokens ``[B T L]``.
+            contexts and targets decoded beside the truth, and the dynamics tokens, ``[B T L]``.
         """
         batch, count = targets.shape[:2]
+        truth = targets.flatten(0, 1)
         latent, seen = self.encoder.features(context)
-        context_codes, _ = self._quantised_context(latent)
+        features = self._opened(self._quantised_context(latent)[0])
         rows = torch.arange(batch).repeat_interleave(count)
-        codes, index = self._dynamics(targets.flatten(0, 1), seen, rows)
-        features = self._opened(context_codes)
-        decoded = self._decoded(features.expand(count), codes)
-        return torch.cat([features.picture, decoded]), torch.cat([context, targets.flatten(0, 1)]), index.flatten()
+        codes, index = self._dynamics(truth, Seen(seen, features.picture), rows)
+        parts: Parts = {"context": (features.picture, context, None)}
+        parts["frame"] = (self._decoded(features.expand(count), codes), truth, context.repeat_interleave(count, 0))
+        return parts, index.flatten()
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """uint8 ``[B, T, H, W, 3]`` -> the same shape, coded against the first frame of each clip."""
@@ -196,9 +208,11 @@ class FSQCompressive(Tokenizer):
         codes, index = self.quantize(self.context_centre(z) if self.spec.centre else z)
         return codes.movedim(-1, 1), index
 
-    def _dynamics(self, maps: Tensor, seen: list[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures beside their contexts' feature maps -> codes ``[N, L, D]`` and tokens ``[N, L]``."""
-        latent, p = self.cond_encoder(maps, seen, rows), self.spec.patch
+    def _dynamics(self, frames: Tensor, seen: Seen, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures beside their contexts, ``rows`` of them -> codes ``[N, L, D]`` and tokens ``[N, L]``."""
+        if self.spec.delta and seen.picture is not None:
+            frames = torch.cat([frames, frames - seen.picture.detach()[rows]], 1)
+        latent, p = self.cond_encoder(frames, seen.maps, rows), self.spec.patch
         cells = latent.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # [N, C, h/p, p, w/p, p]
         patches = cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # [N, L, p p C]
         z = self.quant_linear(patches)
@@ -217,4 +231,4 @@ class FSQCompressive(Tokenizer):
         cells = patches.unflatten(-1, (p, p, -1)).unflatten(1, (rows, columns))  # [N, h/p, w/p, p, p, C]
         maps = cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         decoded = self.cond_decoder(maps, features.maps, features.rows)
-        return decoded + features.picture[features.rows] if self.spec.delta else decoded
+        return decoded + features.picture.detach()[features.rows] if self.spec.delta else decoded

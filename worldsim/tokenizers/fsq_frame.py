@@ -16,7 +16,7 @@ from worldsim.core.config import config
 from worldsim.core.registry import register
 from worldsim.nn.quantize import FSQ, Centre
 from worldsim.tokenizers._blocks import Decoder, Encoder, Shape
-from worldsim.tokenizers._face import Tokenizer, check_net, check_size
+from worldsim.tokenizers._face import Parts, Tokenizer, check_net, check_size
 
 CARD = {
     "title": "Per-frame CNN with finite scalar quantisation",
@@ -116,18 +116,19 @@ class FSQFrame(Tokenizer):
         maps = codes.unflatten(1, self.grid).movedim(-1, 1)
         return self._decoded(maps).float().clamp(0, 1).unflatten(0, tokens.shape[:2])
 
-    def forward(self, context: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, context: Tensor, targets: Tensor) -> tuple[Parts, Tensor]:
         """For training: differentiable, not clamped.
 
         Args:
             context: float ``[B, 3, H, W]`` in 0 … 1, one more frame. targets: ``[B, T, 3, H, W]``.
 
         Returns:
-            all B (1 + T) frames decoded, the truth beside them, ``[B (1 + T), 3, H, W]`` each, and the tokens, ``[N]``.
+            all frames decoded beside the truth, and the tokens, ``[N]``.
         """
         truth = torch.cat([context.unsqueeze(1), targets], 1).flatten(0, 1)
         codes, index = self._quantised(truth)
-        return self._decoded(codes), truth, index.flatten()
+        still = context.repeat_interleave(1 + targets.shape[1], 0)
+        return {"frame": (self._decoded(codes), truth, still)}, index.flatten()
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """uint8 ``[B, T, H, W, 3]`` -> the same shape after encoding and decoding."""

@@ -35,14 +35,22 @@ PARTS = ("trained", "average", "optimizer")
 
 
 class Trainable(Protocol):
-    """A module whose ``forward(**batch)`` gives a scalar loss."""
+    """A module whose ``forward(**batch)`` gives a scalar loss.
+
+    A module with an attribute ``numbers`` (name -> scalar tensor, of the last forward pass) has them in ``metrics.jsonl``,
+    those of rank 0.
+    """
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters to train and save, by the name they are saved under."""
         ...
 
     def groups(self, settings: Training) -> list[dict[str, Any]]:
-        """Optimiser groups over the same parameters: ``{"params": […], "lr": peak}``."""
+        """Optimiser groups over the same parameters: ``{"params": […], "lr": peak}``.
+
+        A group may also have ``"alone": True``, whose gradient norm is bounded by itself, and ``"start": step`` before which
+        its gradients are dropped: it is not stepped and its moments begin there.
+        """
         ...
 
     def blocks(self) -> list[nn.Module]:
@@ -104,7 +112,7 @@ def fit(
             bar.advance(1, f"loss {last:.4f}")
             if tracker and (run.step % settings.log_every == 0 or run.step == settings.steps):
                 span = time.monotonic() - mark
-                tracker.log({"step": run.step, **numbers, "seconds": span, "data_seconds": waited - before})
+                tracker.log({"step": run.step, **numbers, **run.said(), "seconds": span, "data_seconds": waited - before})
                 mark, before = time.monotonic(), waited
             halt = run.any_rank(stop.is_set())
             if halt or run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
@@ -130,7 +138,7 @@ class Run:
         self.sharded = self._shard(module)
         if not self.sharded:
             module.to(self.device)
-        self.parameters = module.trained()
+        self.module, self.parameters = module, module.trained()
         if context.device == "cuda":
             torch.set_float32_matmul_precision("high")
         groups = module.groups(settings)
@@ -171,7 +179,7 @@ class Run:
                 loss = self.model(**batch) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = sharding.whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip or float("inf")))
+        norm = self._clip()
         total = self.accelerator.reduce(total, "mean")
         for what, value in (("loss", total), ("gradient norm", norm)):  # before a step could write it into the weights
             if not torch.isfinite(value):
@@ -185,6 +193,22 @@ class Run:
             self.average.update(self.parameters, ema_decay(self.step, settings))
         self.step += 1
         return {"loss": float(total), "grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _clip(self) -> Tensor:
+        """Bound gradient norms; the largest one before. Gradients of groups that have not started are dropped."""
+        alone = [group["params"] for group in self.optimizer.param_groups if group.get("alone")]
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if self.step < group.get("start", 0) else []:
+                parameter.grad = None
+        apart = {id(p) for params in alone for p in params}
+        shared = [p for p in self.parameters.values() if id(p) not in apart]
+        bound = self.settings.clip or float("inf")
+        norms = [sharding.whole(nn.utils.clip_grad_norm_(params, bound)) for params in [shared, *alone]]
+        return torch.stack([norm.to(self.device) for norm in norms]).max() if alone else norms[0]
+
+    def said(self) -> dict[str, float]:
+        """What the module says of its last forward pass."""
+        return {name: float(value) for name, value in getattr(self.module, "numbers", {}).items()}
 
     def any_rank(self, flag: bool) -> bool:
         """Whether any rank says so: all stop at the same step, or none."""
