@@ -24,7 +24,7 @@ class Step:
 
     def __init__(self, net: TokenNet, shape: tuple[int, int] | torch.Size, n: int, room: int) -> None:
         spec, weight = net.spec, net.lm_head.weight
-        self.groups, self.length = shape
+        self.groups, self.length = int(shape[0]), int(shape[1])
         self.rows, self.net = self.groups * n, net
         self.heads, self.width = spec.heads, spec.width // spec.heads
         self.layers = [_Layer(block) for block in net.model.layers]
