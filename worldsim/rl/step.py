@@ -132,7 +132,7 @@ class GroupLoss(nn.Module):
         )
         count = float(responses.shape[0] * responses.shape[1] * mask.sum())
         watched = {"policy_loss": found.policy, "kl": found.kl, "clipped": found.clipped}
-        numbers = {name: (float(value) * count, count) for name, value in watched.items()}
+        numbers = {name: (float(value.detach()) * count, count) for name, value in watched.items()}
         if bool(fresh):
             gap = ((log_probs.detach() - old) * mask).abs().sum()
             numbers["sampler_gap"] = (float(gap), count)
