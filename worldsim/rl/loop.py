@@ -35,7 +35,7 @@ class Plan:
     Attributes:
         iterations: in all. shares: of an iteration's prompts. uniform_std: one deviation for all groups of an iteration.
         every: iterations between looks at held-out scenes (the first one before any learning); 0 is never.
-        save_every: iterations between saves; one is always made at the end.
+        save_every: iterations between saves; one is always made at the end. samples: of each held-out scene.
     """
 
     iterations: int
@@ -43,6 +43,7 @@ class Plan:
     uniform_std: bool = False
     every: int = 10
     save_every: int = 10
+    samples: int = 4
 
     def training(self, settings: Training) -> Training:
         """``settings`` with its steps counted in optimiser steps of such a run."""
@@ -175,12 +176,10 @@ class _Improvement:
 
     def _look(self) -> dict[str, float]:
         """Numbers of the held-out scenes under the weights as they are; keeps the best."""
-        reference, self.collector.reference = self.collector.reference, None
+        collector = replace(self.collector, reference=None, size=self.plan.samples)
         self.loss.eval()
-        collect, device = self.collector.collect, self.run.device
-        parts = [collect(prompts.to(device), self.done).numbers for prompts in self.held_out]
+        parts = [collector.collect(prompts.to(self.run.device), self.done).numbers for prompts in self.held_out]
         self.loss.train()
-        self.collector.reference = reference
         found = means(added(parts), self.run.device)
         if self.best is None or found["reward"] > self.best[1]:
             self.best = (self.done, found["reward"])
