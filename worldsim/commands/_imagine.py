@@ -24,7 +24,16 @@ from worldsim.data.cameras import JOIN, require_cameras
 from worldsim.data.predictions import Prediction, file_names
 from worldsim.data.scenes import Scene, SceneSpec
 from worldsim.data.windows import stride_for
-from worldsim.world_models import Needs, SupportsInstructions, SupportsReconstruct, SupportsSampling, needs
+from worldsim.world_models import (
+    Needs,
+    SupportsInstructions,
+    SupportsPastActions,
+    SupportsReconstruct,
+    SupportsRepeats,
+    SupportsSampling,
+    SupportsTemperature,
+    needs,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Order:
     batch: int = 4
     steps: int | None = None
     guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
     reconstruct: bool = False
 
 
@@ -111,6 +122,8 @@ class Studio:
         self.column = self._column()
         if isinstance(model, SupportsSampling):
             model.set_sampling(order.steps, order.guidance)
+        if isinstance(model, SupportsTemperature):
+            model.set_temperature(order.temperature, order.top_k)
 
     def agenda(self) -> Agenda:
         """Look at the numbers of every chosen episode (no frame is decoded): what can be imagined, what cannot.
@@ -219,6 +232,8 @@ class Studio:
             own, batch = self._live(self.actor, pairs)
         else:
             own = self._rollout(batch, [scene.actions for scene in batch], self.order.num_samples)
+        told = isinstance(self.model, SupportsRepeats) and not isinstance(self.actor, ClosedLoop)
+        repeats = self.model.repeats if told else None  # type: ignore[attr-defined]
         count = min(len(others[scene.episode]) for scene in batch)
         swapped = []
         for number in range(count):
@@ -236,6 +251,7 @@ class Studio:
                 fps=scene.fps,
                 instruction=scene.instruction,
                 action_names=self._names(scene.actions.shape[-1]),
+                repeats=None if repeats is None else repeats[b],
             )
             if theirs:
                 prediction = replace(
@@ -246,6 +262,8 @@ class Studio:
                 )
             if self.order.reconstruct and scene.truth is not None and isinstance(self.model, SupportsReconstruct):
                 prediction.reconstruction = np.asarray(self.model.reconstruct(scene.truth[None]))[0]
+                if isinstance(self.model, SupportsRepeats) and self.model.told_repeats is not None:
+                    prediction.truth_repeats = self.model.told_repeats[0]
             out.append(prediction)
         return out
 
@@ -258,9 +276,13 @@ class Studio:
         """Frames ``[B, 1, n, H, W, 3]`` of a policy acting in the dream, and the scenes with the actions that it chose."""
         batch, stride = [scene for _, scene in pairs], pairs[0][0].stride
         starts = [planned.start for planned, _ in pairs if planned.start is not None]
+        past = self._past(batch)
 
         def imagine(context: np.ndarray, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
-            return self._answers(batch, context, rows, 1, seeds)[:, 0]
+            nonlocal past
+            out = self._answers(batch, context, rows, 1, seeds, past)[:, 0]
+            past = None if past is None else np.concatenate([past, rows], axis=1)
+            return out
 
         frames, rows = actor.drive(batch, starts, self.order.frames, stride, imagine)
         return frames[:, None], [replace(scene, actions=own) for scene, own in zip(batch, rows)]
@@ -269,12 +291,31 @@ class Studio:
         """uint8 ``[B, N, n, H, W, 3]``."""
         context = np.stack([scene.context for scene in batch])
         seeds = [scenes.scene_seed(self.seed, scene.episode, scene.frame_index) for scene in batch]
-        return self._answers(batch, context, np.stack(actions), samples, seeds)
+        return self._answers(batch, context, np.stack(actions), samples, seeds, self._past(batch))
+
+    @staticmethod
+    def _past(batch: list[Scene]) -> np.ndarray | None:
+        """Rows between the given frames, ``[B, T0 - 1, r, A]``; None unless every scene knows its own."""
+        known = [scene.past for scene in batch if scene.past is not None]
+        return np.stack(known) if len(known) == len(batch) else None
 
     def _answers(
-        self, batch: list[Scene], context: np.ndarray, actions: np.ndarray, samples: int, seeds: list[int]
+        self,
+        batch: list[Scene],
+        context: np.ndarray,
+        actions: np.ndarray,
+        samples: int,
+        seeds: list[int],
+        past: np.ndarray | None,
     ) -> np.ndarray:
-        """uint8 ``[B, N, n, H, W, 3]``; anything else is a defect of the model."""
+        """uint8 ``[B, N, n, H, W, 3]``; anything else is a defect of the model.
+
+        Args:
+            past: rows before the actions, at least those between the frames of the context; None where unknown.
+        """
+        if isinstance(self.model, SupportsPastActions):
+            between = context.shape[1] - 1
+            self.model.set_past_actions(None if past is None else past[:, past.shape[1] - between :])
         if isinstance(self.model, SupportsInstructions):
             self.model.set_instructions([scene.instruction for scene in batch])
         out = np.asarray(self.model.rollout(context, actions, num_samples=samples, seeds=seeds))
@@ -285,7 +326,10 @@ class Studio:
 
     def _cut(self, planned: Planned) -> Scene:
         episode = self.source.episode(planned.index)
-        return scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.actor is None)
+        scene = scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.actor is None)
+        if not isinstance(self.model, SupportsPastActions) or self.needs.action_column != "raw":
+            return scene
+        return replace(scene, past=scenes.past_actions(episode.actions, self.spec, planned.stride))
 
     def _rows(self, episode: Episode) -> np.ndarray | None:
         """The rows that drive the model: the dataset's own, or a column's."""

@@ -263,7 +263,7 @@ def sequences(
 
 def encode_rows(bins: TokenActions, rows: np.ndarray) -> np.ndarray:
     """Physical rows ``[..., r, A]`` as bins, int64 ``[..., r * A]``, row by row."""
-    return bins.encode(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:-2], -1).astype(np.int64)
+    return bins.encode(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])
 
 
 def write_tokenizer(tokenizer: Any, target: Path) -> None:

@@ -5,6 +5,8 @@ were used, and ``action_names`` ``[A]`` where they have names; ``frame_index``, 
 ``fps``; ``episode``; ``instruction``. Where there are several samples: ``samples`` ``[N, 1 + n, H, W, 3]`` (``pred`` is the
 first). Where they were asked for: ``permuted`` ``[P, 1 + n, H, W, 3]``, imagined with the actions ``permuted_actions``
 ``[P, n, r, A]`` of the episodes ``permuted_episodes`` ``[P]``; and ``reconstruction``, ``truth`` through the model's codec.
+Of a model that writes tokens: ``repeats`` ``[N, n]`` and ``truth_repeats`` ``[n]``, where a frame has the very tokens of the one
+before it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Prediction:
     permuted_episodes: list[str] = field(default_factory=list)
     reconstruction: np.ndarray | None = None
     action_names: list[str] = field(default_factory=list)
+    repeats: np.ndarray | None = None
+    truth_repeats: np.ndarray | None = None
 
     @property
     def pred(self) -> np.ndarray:
@@ -76,6 +80,7 @@ def save(path: Path, prediction: Prediction) -> None:
         arrays["action_names"] = np.array(p.action_names)
     if p.reconstruction is not None:
         arrays["reconstruction"] = p.reconstruction
+    arrays |= {key: value for key in ("repeats", "truth_repeats") if (value := getattr(p, key)) is not None}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -112,6 +117,8 @@ def load(path: Path) -> Prediction:
         permuted_episodes=[str(name) for name in data.get("permuted_episodes", [])],
         reconstruction=data.get("reconstruction"),
         action_names=[str(name) for name in data.get("action_names", [])],
+        repeats=data.get("repeats"),
+        truth_repeats=data.get("truth_repeats"),
     )
 
 

@@ -79,6 +79,19 @@ class SupportsTemperature(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsRepeats(Protocol):
+    """A model that knows where a frame is the very same tokens as the one before it.
+
+    Attributes:
+        repeats: of the last rollout, bool ``[B, N, n]``; None before the first.
+        told_repeats: of the last reconstruction, bool ``[B, T - 1]``.
+    """
+
+    repeats: np.ndarray | None
+    told_repeats: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Needs:
     """What clips a model wants.

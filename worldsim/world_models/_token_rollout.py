@@ -52,6 +52,7 @@ class Imagination:
 
     def __init__(self, net: TokenNet, card: TokenCard, tokenizer: Any, device: torch.device) -> None:
         self.net, self.card, self.layout, self.tokenizer, self.device = net, card, card.layout, tokenizer, device
+        self.repeats = np.zeros((0, 0, 0), bool)
 
     @staticmethod
     def sequence_bytes(card: TokenCard) -> int:
@@ -61,18 +62,19 @@ class Imagination:
 
     @torch.no_grad()
     def roll(self, context: np.ndarray, past: Tensor | None, actions: Tensor, samples: int, seeds: list[int]) -> np.ndarray:
-        """uint8 ``[B, N, n, H, W, 3]``.
+        """uint8 ``[B, N, n, H, W, 3]``; ``repeats`` then says, ``[B, N, n]``, where tokens are those of the frame before.
 
         Args:
             context: uint8 ``[B, T0, H, W, 3]``. past: bins ``[B, T0 - 1, A]`` between its frames, or None.
             actions: bins ``[B, n, A]``. seeds: one per context; noise depends on (seed, sample, chunk, position) alone.
         """
         shape = (len(context), samples, actions.shape[1], *context.shape[2:])
-        out = np.empty(shape, np.uint8)
+        out, self.repeats = np.empty(shape, np.uint8), np.empty(shape[:3], bool)
         for rows, first, count in self._groups(len(context), samples):
             line = self._begin(context[rows], None if past is None else past[rows], actions[rows])
             own = [seeds[b] for b in range(rows.start, rows.stop)]
-            out[rows, first : first + count] = self._continue(line, actions[rows], first, count, own)
+            made, same = self._continue(line, actions[rows], first, count, own)
+            out[rows, first : first + count], self.repeats[rows, first : first + count] = made, same
         return out
 
     def _groups(self, contexts: int, samples: int) -> Iterator[tuple[slice, int, int]]:
@@ -102,10 +104,13 @@ class Imagination:
         context = self.tokenizer.encode_context(first)
         return context, self.tokenizer.encode(frames, first if self.layout.context_tokens else None)
 
-    def _continue(self, line: _Line, actions: Tensor, first: int, count: int, seeds: list[int]) -> np.ndarray:
-        """uint8 ``[B, count, n, H, W, 3]``: samples ``first … first + count - 1``, chunk after chunk."""
+    def _continue(
+        self, line: _Line, actions: Tensor, first: int, count: int, seeds: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 ``[B, count, n, H, W, 3]``: samples ``first … first + count - 1``, chunk after chunk; and ``repeats``."""
         rows, total = actions.shape[:2]
         parts: list[Tensor] = []
+        same: list[Tensor] = []
         done = chunk = 0
         while done < total:
             frames = min(self.layout.predicted, total - done)
@@ -120,13 +125,15 @@ class Imagination:
                 made = self._chunk(line, coming, 1, later, 0)
             tokens = made.flatten(0, 1)
             pixels = self._pixels(line.context, tokens)
+            same.append(_repeats(torch.cat([line.frames[:, -1:], tokens], 1)))
             line = self._advance(line, tokens, coming, pixels)
             parts.append(pixels)
             done, chunk = done + frames, chunk + 1
             if done < total and self.layout.context_tokens and line.back > self.card.context_back:
                 line.context, line.frames = self._tell(line.pixels)
                 line.back = 0
-        return torch.cat(parts, 1).unflatten(0, (rows, count)).cpu().numpy()
+        made, repeats = (torch.cat(some, 1).unflatten(0, (rows, count)).cpu().numpy() for some in (parts, same))
+        return made, repeats
 
     def _chunk(self, line: _Line, coming: Tensor, count: int, seeds: list[int], first: int) -> Tensor:
         """Tokens ``[R, count, frames, L]`` of the next frames, driven by the bins ``coming`` ``[R, frames, A]``."""
@@ -176,20 +183,30 @@ class Imagination:
 
     @torch.no_grad()
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 ``[B, T, H, W, 3]`` through the tokenizer. The context moves on where a rollout's does, to the true frame."""
-        pieces, at, total = [], 0, frames.shape[1]
+        """uint8 ``[B, T, H, W, 3]`` through the tokenizer. The context moves on where a rollout's does, to the true frame.
+
+        ``repeats`` then says, ``[B, 1, T - 1]``, where tokens are those of the frame before.
+        """
+        pieces, same, at, total = [], [], 0, frames.shape[1]
         while at < total:
-            start = max(0, at - 1) if self.layout.context_tokens else at
+            start = max(0, at - 1)
             stop = start + (1 + self._reach() if self.layout.context_tokens else DECODED)
             context, tokens = self._tell(torch.from_numpy(frames[:, start:stop].copy()).to(self.device))
             pieces.append(self._pixels(context, tokens)[:, at - start :].cpu().numpy())
+            same.append(_repeats(tokens).cpu().numpy())
             at = stop
+        self.repeats = np.concatenate(same, 1)[:, None]
         return np.concatenate(pieces, 1)
 
     def _reach(self) -> int:
         """Frames that a rollout tells from one context frame."""
         chunks = self.card.context_back // self.layout.predicted + 1
         return chunks * self.layout.predicted
+
+
+def _repeats(tokens: Tensor) -> Tensor:
+    """Where tokens ``[R, 1 + T, L]`` are those of the frame before: bool ``[R, T]``."""
+    return (tokens[:, 1:] == tokens[:, :-1]).all(-1)
 
 
 def _uint8(pixels: Tensor) -> Tensor:

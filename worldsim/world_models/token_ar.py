@@ -53,6 +53,8 @@ class TokenAR:
         self.action_spec: ActionSpec | None = card.action_spec
         self.action_delay, self.train_episodes = card.action_delay, card.train_episodes
         self.past: np.ndarray | None = None
+        self.repeats: np.ndarray | None = None
+        self.told_repeats: np.ndarray | None = None
         self.tokenizer: Any = None
         if tokenizer is not None:
             self.attach(tokenizer)
@@ -140,11 +142,16 @@ class TokenAR:
         seeds = list(range(len(context))) if seeds is None else seeds
         past = None if self.past is None else self.bin_rows(self.past)
         imagination = Imagination(self.net, self.card, self._codec(), self.device)
-        return imagination.roll(context, past, self.bin_rows(actions), num_samples, seeds)
+        out = imagination.roll(context, past, self.bin_rows(actions), num_samples, seeds)
+        self.repeats = imagination.repeats
+        return out
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """The truth through the tokenizer: uint8 ``[B, T, H, W, 3]``, any T >= 1; no model of these codes can do better."""
-        return Imagination(self.net, self.card, self._codec(), self.device).reconstruct(np.asarray(frames))
+        imagination = Imagination(self.net, self.card, self._codec(), self.device)
+        out = imagination.reconstruct(np.asarray(frames))
+        self.told_repeats = imagination.repeats[:, 0]
+        return out
 
     def sample(self, prompt: Tensor, forced: Tensor, n: int, seeds: Sequence[int], *, legal: bool = True) -> Sampled:
         """n responses of each prompt at temperature 1; see ``core.protocols.SupportsLogProb``."""
@@ -157,7 +164,7 @@ class TokenAR:
     def bin_rows(self, rows: np.ndarray) -> Tensor:
         """Physical rows ``[..., r, A]`` as bins, int64 ``[..., r * A]``, on the model's device."""
         flat = self.bins.encode(rows.reshape(-1, rows.shape[-1]))
-        return torch.from_numpy(flat.reshape(*rows.shape[:-2], -1).astype(np.int64)).to(self.device)
+        return torch.from_numpy(flat.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])).to(self.device)
 
     def _codec(self) -> Any:
         if self.tokenizer is None:
