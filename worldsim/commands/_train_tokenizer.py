@@ -288,7 +288,7 @@ def held_out(out: Path, chosen: Chosen, device: str) -> dict[str, float]:
     segments = chosen.held_out if len(chosen.held_out) else chosen.train
     net = load(out, device)
     numbers = np.unique(np.linspace(0, len(segments) - 1, HELD_OUT_CLIPS).astype(int))
-    sums = {key: 0.0 for key in ("mse", "perceptual", "moved", "motion", "copy", "frames")}
+    sums = dict.fromkeys(("mse", "perceptual", "moved", "motion", "copy", "frames"), 0.0)
     counts = torch.zeros(net.codes)
     for number in numbers.tolist():
         clip = torch.from_numpy(segments.frames(number, number))
