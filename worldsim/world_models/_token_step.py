@@ -1,4 +1,9 @@
-"""One step of the sampler: a few new tokens of every sample through all layers, with weights laid out once for it."""
+"""One step of the sampler: a few new tokens of every sample through all layers, with weights laid out once for it.
+
+A step on a CPU is bound by memory: it reads every weight, the prompts' keys and values once per group, and each sample's own.
+What is done about the rest: query, key and value are one multiplication, gate and up another, weights are packed for the number
+of rows, queries and keys are rotated together, both attention parts are merged by one interpolation, residuals add in place.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldsim.nn.transformer import merge, rotary_table, rotate
+from worldsim.nn.packed_linear import PackedLinear
+from worldsim.nn.transformer import rotary_table
 from worldsim.world_models._token_net import EPS, ROTARY_BASE, TokenNet
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -27,12 +33,14 @@ class Step:
         self.groups, self.length = int(shape[0]), int(shape[1])
         self.rows, self.net = self.groups * n, net
         self.heads, self.width = spec.heads, spec.width // spec.heads
-        self.layers = [_Layer(block) for block in net.model.layers]
+        self.layers = [_Layer(block, self.rows) for block in net.model.layers]
         empty = {"dtype": weight.dtype, "device": weight.device}
         self.prefix: list[tuple[Tensor, Tensor]] = [()] * spec.layers  # type: ignore[list-item]
         self.own = [torch.empty(2, self.rows, self.heads, room, self.width, **empty) for _ in range(spec.layers)]
         positions = torch.arange(self.length, self.length + room, device=weight.device)
-        self.tables = tuple(part.to(weight.dtype) for part in rotary_table(positions, self.width, ROTARY_BASE))
+        self.cos, self.sin = (
+            part.to(weight.dtype)[:, None, None] for part in rotary_table(positions, self.width, ROTARY_BASE)
+        )
 
     def remember(self, layer: int, k: Tensor, v: Tensor) -> None:
         """The prompts' keys and values of a layer, ``[P, Lp, heads, D]``."""
@@ -41,27 +49,38 @@ class Step:
     def __call__(self, ids: Tensor, at: int) -> Tensor:
         """Feed ids ``[B, m]`` whose first one is token ``at`` of the response; hidden states ``[B, width]`` after the last."""
         size = ids.shape[1]
-        x = self.net.model.embed_tokens(ids)
-        table = (self.tables[0][at : at + size], self.tables[1][at : at + size])
+        x = self.net.model.embed_tokens(ids).flatten(0, 1)
         mask = None
         if size > 1:
             mask = torch.full((size, at + size), -torch.inf, dtype=x.dtype, device=x.device).triu_(at + 1)
         for number, layer in enumerate(self.layers):
-            q, k, v = layer.heads(x, self.heads)
-            q, k = rotate(q, table), rotate(k, table)
+            qkv = layer.qkv(_norm(x, layer.norms[0])).view(self.rows, size, 3, self.heads, self.width)
+            q, k = self._rotated(qkv[:, :, :2], at)
             own = self.own[number]
             own[0, :, :, at : at + size] = k.transpose(1, 2)
-            own[1, :, :, at : at + size] = v.transpose(1, 2)
-            x = layer.finish(x, self._attend(number, q, own[:, :, :, : at + size], mask))
-        return x[:, -1]
+            own[1, :, :, at : at + size] = qkv[:, :, 2].transpose(1, 2)
+            attended = self._attend(number, q, own[:, :, :, : at + size], mask)
+            x += layer.out(attended.flatten(2).flatten(0, 1))
+            gate, up = layer.gate_up(_norm(x, layer.norms[1])).chunk(2, -1)
+            x += layer.down(F.silu(gate).mul_(up))
+        return x.view(self.rows, size, -1)[:, -1]
 
-    def head(self, low: int, high: int) -> Tensor:
-        """The head's rows of the ids ``low … high - 1``."""
-        return self.net.lm_head.weight[low:high]
+    def head(self, low: int, high: int) -> PackedLinear:
+        """The head for the ids ``low … high - 1``."""
+        return PackedLinear(self.net.lm_head.weight[low:high], self.rows)
 
-    def logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, head: PackedLinear) -> Tensor:
         """fp32 logits ``[B, ids]`` of hidden states ``[B, width]``."""
-        return F.linear(self.net.model.norm(hidden), head).float()
+        return head(self.net.model.norm(hidden)).float()
+
+    def _rotated(self, qk: Tensor, at: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys ``[B, m, heads, D]`` of ``[B, m, 2, heads, D]``, turned to their positions."""
+        half, stop = self.width // 2, at + qk.shape[1]
+        out, sin = qk * self.cos[at:stop], self.sin[at:stop, ..., :half]
+        out[..., :half].addcmul_(qk[..., half:], sin, value=-1)
+        out[..., half:].addcmul_(qk[..., :half], sin)
+        q, k = out.unbind(2)
+        return q, k
 
     def _attend(self, number: int, q: Tensor, own: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of ``[B, m, heads, D]`` to the group's prompt and to the sample's own tokens; the same shape."""
@@ -72,7 +91,7 @@ class Step:
         near, near_lse = _flash(own_q, own[0], own[1], attn_mask=mask)
         near, near_lse = near.transpose(1, 2), near_lse.transpose(1, 2)
         far, far_lse = far.transpose(1, 2).reshape(near.shape), far_lse.transpose(1, 2).reshape(near_lse.shape)
-        return merge(far, far_lse, near, near_lse)[0]
+        return torch.lerp(near, far, torch.sigmoid(far_lse - near_lse).to(near.dtype)[..., None])
 
 
 def _attend_plainly(folded: Tensor, q: Tensor, prefix: tuple[Tensor, Tensor], own: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,8 +107,7 @@ def _attend_plainly(folded: Tensor, q: Tensor, prefix: tuple[Tensor, Tensor], ow
     rows, heads, size, width = q.shape
     groups, length = prefix[0].shape[0], prefix[0].shape[2]
     far = (folded @ prefix[0].mT).unflatten(2, (-1, size)).transpose(1, 2).reshape(rows, heads, size, length)
-    near = q @ own[0].mT
-    scores = torch.cat([far, near], -1).float() * width**-0.5
+    scores = torch.cat([far, q @ own[0].mT], -1).float() * width**-0.5
     if mask is not None:
         scores[..., length:] += mask
     chances = scores.softmax(-1).to(q.dtype)
@@ -99,24 +117,17 @@ def _attend_plainly(folded: Tensor, q: Tensor, prefix: tuple[Tensor, Tensor], ow
 
 
 class _Layer:
-    """A block's weights with query, key and value, and gate and up, side by side."""
+    """A block's weights for ``rows`` rows, with query, key and value, and gate and up, side by side."""
 
-    def __init__(self, block: torch.nn.Module) -> None:
+    def __init__(self, block: torch.nn.Module, rows: int) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        self.out = attention.o_proj.weight
-        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        self.down = mlp.down_proj.weight
+        self.qkv = PackedLinear(
+            torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), rows
+        )
+        self.out = PackedLinear(attention.o_proj.weight, rows)
+        self.gate_up = PackedLinear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]), rows)
+        self.down = PackedLinear(mlp.down_proj.weight, rows)
         self.norms = (block.input_layernorm.weight, block.post_attention_layernorm.weight)
-
-    def heads(self, x: Tensor, heads: int) -> tuple[Tensor, ...]:
-        """Queries, keys, values ``[B, m, heads, D]``, not yet rotated."""
-        return F.linear(_norm(x, self.norms[0]), self.qkv).unflatten(-1, (3, heads, -1)).unbind(2)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + F.linear(attended.flatten(-2), self.out)
-        gate, up = F.linear(_norm(x, self.norms[1]), self.gate_up).chunk(2, -1)
-        return x + F.linear(F.silu(gate).mul_(up), self.down)
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
