@@ -90,6 +90,8 @@ class Common:
     def __post_init__(self) -> None:
         parse_size(self.size)
         SegmentSpec(self.targets, self.horizon)
+        if self.train.sharding != "none":
+            raise ValueError(f"train.sharding must be none: a tokenizer fits every device whole, not {self.train.sharding}")
 
 
 @cache

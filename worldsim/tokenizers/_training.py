@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldsim.core.config import config
-from worldsim.core.errors import UserError
 from worldsim.tokenizers._critic import Critic, critic_loss, fooling_loss
 from worldsim.train.settings import Training
 
@@ -139,9 +138,6 @@ class TokenizerLoss(nn.Module):
             own = {"alone": True, "start": self.weights.gan_start}
             out.append({"params": list(self.critic.parameters()), "lr": lr, **own})
         return out
-
-    def blocks(self) -> list[nn.Module]:
-        raise UserError("a tokenizer fits every device whole", "worldsim train … --set train.sharding=none")
 
 
 def tokenizer_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
