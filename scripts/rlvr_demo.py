@@ -212,12 +212,15 @@ def verdict(summary: dict[str, Any], story: Story) -> str:
     def moved(against: str, score: str) -> Callable[[dict[str, Any]], float]:
         return lambda one: one["changes"][against][score]["change"]
 
+    def level(row: str, score: str) -> Callable[[dict[str, Any]], float]:
+        return lambda one: one[row][score]
+
     def mean(kind: list[dict[str, Any]], pick: Callable[[dict[str, Any]], float]) -> float:
         return float(np.mean([pick(one) for one in kind]))
 
     mse, best = moved("base", "mse"), moved("base_best_temperature", "motion_mse")
-    over, under = (mean(seeds, lambda one: one[row]["repetition"]) for row in ("base", "rlvr"))
-    base, copy = (mean(seeds, lambda one: one[row]["motion_mse"]) for row in ("base", "copy"))
+    over, under = (mean(seeds, level(row, "repetition")) for row in ("base", "rlvr"))
+    base, copy = (mean(seeds, level(row, "motion_mse")) for row in ("base", "copy"))
     checks = [
         (base < copy, f"the base beats copying the given frame in motion-masked MSE: {base:.4f} against {copy:.4f}"),
         (
