@@ -248,4 +248,4 @@ def require_finite(rewards: Tensor, parts: dict[str, Tensor], where: str, iterat
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    return float(values.double().sum()), float(values.numel())
+    return float(values.cpu().double().sum()), float(values.numel())

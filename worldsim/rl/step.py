@@ -163,23 +163,23 @@ class Feed:
 
 
 def shared_scale(values: Tensor) -> Tensor:
-    """The mean deviation of the groups of all ranks, ``[1, 1, F]``, for ``uniform_std``."""
-    spread = group_std(values)
-    total, count = over_ranks(torch.cat([spread.sum((0, 1)), spread.new_tensor([float(len(spread))])]).double()).split(
-        [spread.shape[-1], 1]
-    )
-    return (total / count).to(values.dtype)[None, None]
+    """The mean deviation of the groups of all ranks, ``[1, 1, F]``, for ``uniform_std``; ``values`` ``[P, n, F]``."""
+    spread = group_std(values)[:, 0].cpu().double()
+    table = over_ranks(torch.cat([spread.sum(0), torch.tensor([float(len(spread))], dtype=torch.float64)]), values.device)
+    return (table[:-1] / table[-1]).to(values)[None, None]
 
 
-def over_ranks(values: Tensor) -> Tensor:
-    """The sum over ranks of a small tensor, on every rank."""
-    if distributed.ranks().world_size > 1:
-        torch.distributed.all_reduce(values)
-    return values
+def over_ranks(values: Tensor, device: str | torch.device) -> Tensor:
+    """The sum over ranks of a small tensor on the CPU, on every rank; it travels by way of ``device``."""
+    if distributed.ranks().world_size == 1:
+        return values
+    moved = values.to(device)
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
 
 
 def means(numbers: Numbers, device: str | torch.device = "cpu") -> dict[str, float]:
     """Means over all ranks of what each has summed; every rank has the same names."""
     names = sorted(numbers)
-    table = over_ranks(torch.tensor([numbers[name] for name in names], dtype=torch.float64, device=device))
+    table = over_ranks(torch.tensor([numbers[name] for name in names], dtype=torch.float64), device)
     return {name: float(total / count) for name, (total, count) in zip(names, table)}
