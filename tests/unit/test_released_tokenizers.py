@@ -96,6 +96,7 @@ def released(request, tmp_path):
 def test_released_weights_give_the_references_numbers(released):
     name, folder = released
     module, golden = tokenizers.load(folder), GOLDEN[name]
+    assert f"{len(module.state_dict())} weights fit, none is missing or unknown" in module.imported
     if name == "fsq-frame":
         frames = pictures(32, 40, 2)[None]
         tokens, context = module.encode(frames), torch.empty(1, 0)
@@ -122,10 +123,20 @@ def test_a_released_folder_that_does_not_fit_is_one_sentence(released):
     torch.save({("old." + k if k == "quant_linear.bias" else k): v for k, v in whole.items()}, path)
     with pytest.raises(UserError, match=r"1 missing: quant_linear\.bias; 1 unknown: old\.quant_linear\.bias"):
         tokenizers.load(folder)
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.bin holds no weights"):
+        tokenizers.load(folder)
     path.unlink()
     with pytest.raises(UserError, match=r"has a config\.json but no weights"):
         tokenizers.load(folder)
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**about, "norm_type": "spatial"}))
     with pytest.raises(UserError, match="norm_type = 'spatial' is not supported"):
+        tokenizers.load(folder)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in about.items() if k != "block_out_channels"}))
+    with pytest.raises(UserError, match="lacks the key 'block_out_channels'"):
+        tokenizers.load(folder)
+    levels = {k: 11 for k in about if k.endswith("fsq_levels")}
+    (folder / "config.json").write_text(json.dumps({**about, **levels}))
+    with pytest.raises(UserError, match=r"no table of levels for 2\^11 codes"):
         tokenizers.load(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -56,7 +56,7 @@ class Config:
 
 @config
 class Common:
-    """What to train, on what, and how. The nets' own keys stand under ``net``: the tokenizer's ``Spec``.
+    """What to train, on what, and how. The nets' own keys stand under ``net``: the tokenizer's ``Net``.
 
     Attributes:
         trains: ``tokenizer``. tokenizer: which one, by its registered name.
@@ -97,7 +97,7 @@ class Common:
 @cache
 def config_of(tokenizer: str) -> Any:
     """The config of one tokenizer: :class:`Common` and its own ``net``."""
-    spec = registry.get("tokenizers", tokenizer).Spec
+    spec = registry.get("tokenizers", tokenizer).Net
     return config(type("Config", (Common,), {"__annotations__": {"net": spec}, "net": spec(), "__module__": __name__}))
 
 
@@ -346,7 +346,7 @@ def plan(config: Any, seed: int = 0, processes: int = 1) -> dict[str, Any]:
     data, _ = _latents.folders(config.data, None)
     source = open_dataset(data, config.format)
     try:
-        chosen = choose(_uncached(config), source)
+        chosen = choose(replace(config, cache_gib=0.0), source)
     finally:
         source.close()
     net = _check_net(config, chosen.height, chosen.width)
@@ -364,9 +364,3 @@ def plan(config: Any, seed: int = 0, processes: int = 1) -> dict[str, Any]:
         "notes": chosen.notes,
         "processes": processes,
     }
-
-
-def _uncached(config: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(config, cache_gib=0.0)

@@ -21,7 +21,7 @@ each float ``[N, 3, H, W]``."""
 
 
 class Tokenizer(nn.Module):
-    """Frames <-> tokens. Subclasses are registered; each has a config class ``Spec`` and is built as ``cls(spec, h, w)``.
+    """Frames <-> tokens. Subclasses are registered; each has a config class ``Net`` and is built as ``cls(spec, h, w)``.
 
     Attributes:
         codes: K; every token lies in 0 … K - 1, context tokens too (they are never offset here).
@@ -29,9 +29,10 @@ class Tokenizer(nn.Module):
         context_tokens: tokens of a context frame; 0 where frames are coded alone.
         height, width: pixels. levels: of the FSQ.
         about: what else the card says (camera, fps, the episodes it was trained on, …).
+        imported: which weights of a released model fit, in words; empty for our own.
     """
 
-    Spec: ClassVar[type]
+    Net: ClassVar[type]
     codes: int
     frame_tokens: int
     context_tokens: int
@@ -41,6 +42,7 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.spec, self.height, self.width = spec, height, width
         self.about: dict[str, Any] = {}
+        self.imported = ""
 
     @property
     def name(self) -> str:
@@ -78,7 +80,7 @@ class Tokenizer(nn.Module):
             lacks = sorted(known - (card.keys() if isinstance(card, dict) else set()))
             raise UserError(f"{Path(folder) / checkpoint.CARD} is no tokenizer's card: it lacks '{lacks[0]}'")
         with torch.device("meta"):
-            module = cls(build(cls.Spec, card["net"]), card["height"], card["width"])
+            module = cls(build(cls.Net, card["net"]), card["height"], card["width"])
         module.about = {key: value for key, value in card.items() if key not in known}
         path = Path(folder) / checkpoint.WEIGHTS
         _released.fill(module, checkpoint.read_weights(path), str(path))

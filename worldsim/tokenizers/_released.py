@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
 LEVELS = {8: (8, 6, 5), 10: (8, 5, 5, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5)}
 """log2 of the number of codes -> levels, as the released configs name them. # source: FSQ paper, table 1; RLVR-World"""
+NEEDED = {
+    "fsq-frame": ("block_out_channels", "fsq_levels"),
+    "fsq-compressive": ("block_out_channels", "vq_fsq_levels", "dyn_fsq_levels"),
+}
+"""Keys without which a config is not that of a released tokenizer."""
 ASPECT = (5, 4)
 """Width to height of the frames of every released model; the configs hold the height alone."""
 
@@ -101,14 +107,23 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Any:
     plugin = registry.get("tokenizers", name)
     height, width = _size(about, folder)
     with torch.device("meta"):
-        module = plugin(build(plugin.Spec, _spec(about, name, folder)), height, width)
+        module = plugin(build(plugin.Net, _spec(about, name, folder)), height, width)
     path = next((folder / file for file in WEIGHTS if (folder / file).exists()), None)
     if path is None:
         raise UserError(f"{folder} has a {CONFIG} but no weights: none of {', '.join(WEIGHTS)}", f"ls {folder}")
-    tensors = read_weights(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    fill(module, tensors, str(path))
+    report = fill(module, _read(path), str(path))
+    module.imported = f"{path}: {report}, none is missing or unknown"
     module.about = {"imported_from": str(about.get("_class_name", "RLVR-World"))}
     return module.to(device).eval().requires_grad_(False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError, LookupError, ValueError) as error:  # as torch meets garbage
+        raise UserError(f"{path} holds no weights: {error}") from error
 
 
 def _size(about: Mapping[str, Any], folder: Path) -> tuple[int, int]:
@@ -128,6 +143,9 @@ def _spec(about: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
     for key, only in fixed.items():
         if about.get(key, only) != only:
             raise UserError(f"{folder / CONFIG}: {key} = {about[key]!r} is not supported; only {only!r} is")
+    lacks = next((key for key in NEEDED[name] if key not in about), None)
+    if lacks is not None:
+        raise UserError(f"{folder / CONFIG} lacks the key '{lacks}' of a released {name}")
     common = {
         "channels": about["block_out_channels"],
         "resnets": about.get("layers_per_block", 2),
@@ -135,12 +153,14 @@ def _spec(about: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
         "latent": about.get("latent_channels", 64),
     }
     if name == "fsq-frame":
-        return {**common, "levels": _levels(about["fsq_levels"])}
-    levels, own = (_levels(about.get(key, 12)) for key in ("vq_fsq_levels", "dyn_fsq_levels"))
+        return {**common, "levels": _levels(about["fsq_levels"], folder)}
+    levels, own = (_levels(about[key], folder) for key in ("vq_fsq_levels", "dyn_fsq_levels"))
     if levels != own:
         raise UserError(f"{folder / CONFIG}: context and dynamics codes differ ({levels} and {own})")
     return {**common, "levels": own, "patch": about.get("patch_size", 4), "below": about.get("max_att_resolution", 32)}
 
 
-def _levels(value: Any) -> tuple[int, ...]:
+def _levels(value: Any, folder: Path) -> tuple[int, ...]:
+    if isinstance(value, int) and value not in LEVELS:
+        raise UserError(f"{folder / CONFIG}: there is no table of levels for 2^{value} codes; it knows {list(LEVELS)}")
     return LEVELS[value] if isinstance(value, int) else tuple(value)

@@ -88,7 +88,8 @@ class TokenizerLoss(nn.Module):
         device = frames.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             parts, index = self.net(context, targets)
-        loss, numbers = torch.zeros((), device=frames.device), {}
+        loss = torch.zeros((), device=frames.device)
+        numbers: dict[str, Tensor] = {}
         for name, (decoded, truth, still) in parts.items():
             own, said = self._pixels(decoded.float(), truth, still)
             loss, numbers = loss + own, numbers | {f"{name}_{key}": value for key, value in said.items()}

@@ -102,7 +102,7 @@ class Seen:
 class FSQCompressive(Tokenizer):
     """``fsq-compressive``: see :class:`~worldsim.tokenizers._face.Tokenizer` for the attributes."""
 
-    Spec = Spec
+    Net = Spec
 
     def __init__(self, spec: Spec | None = None, height: int = 256, width: int = 320) -> None:
         spec = spec or Spec()

@@ -70,7 +70,7 @@ class Features:
 class FSQFrame(Tokenizer):
     """``fsq-frame``: see :class:`~worldsim.tokenizers._face.Tokenizer` for the attributes. Context tokens there are none."""
 
-    Spec = Spec
+    Net = Spec
 
     def __init__(self, spec: Spec | None = None, height: int = 256, width: int = 320) -> None:
         spec = spec or Spec()
