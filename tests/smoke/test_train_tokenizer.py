@@ -127,6 +127,7 @@ def test_one_camera_of_several_resized_by_name(worldsim, tmp_path):
         (["--size", "36x32"], "size = 36x32: a frame of 36x32 does not divide into cells of 8x8 pixels"),
         (["--camera", "left"], "has no camera 'left'"),
         (["--set", "loss.distance=lpips"], "LPIPS on VGG16 needs"),
+        (["--set", "train.conditioner_lr=0.1"], "its critic has loss.gan_lr"),
         (["--set", "train.sharding=fsdp2"], "a tokenizer fits every device whole"),
     ],
 )
@@ -204,6 +205,15 @@ def test_each_side_learns_from_its_own_loss_alone():
             assert torch.allclose(loud[name], begun[name], atol=1e-6), name
         else:  # and without its verdict the tokenizer learns as if it had not begun
             assert torch.allclose(without_verdict[name], before[name], atol=1e-7), name
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    plain, frugal = make(0), make(0)
+    frugal.net.recompute(True)
+    kept, again = gradients(plain, 0), gradients(frugal, 0)
+    assert all(torch.allclose(kept[name], again[name], atol=1e-6) for name in kept)
+    assert frugal.net.decoder.checkpointing
+    assert not plain.net.decoder.checkpointing
 
 
 def test_the_critic_is_a_group_of_its_own():

@@ -66,7 +66,7 @@ class Common:
         size: ``HxW``; frames are cut and resized to it; the camera's own when null.
         targets: frames per segment beside the context frame; a batch holds ``train.batch`` segments.
         horizon: frames after the context frame that targets are drawn from.
-        cache_gib: frames are kept in memory when they take no more than this.
+        cache_gib: frames are kept in memory when they take no more than this, in each process.
         loss, train: see their classes.
         max_rejected: how many bad train episodes are accepted before the command fails.
     """
@@ -92,6 +92,8 @@ class Common:
         SegmentSpec(self.targets, self.horizon)
         if self.train.sharding != "none":
             raise ValueError(f"train.sharding must be none: a tokenizer fits every device whole, not {self.train.sharding}")
+        if self.train.conditioner_lr is not None:
+            raise ValueError("train.conditioner_lr means nothing to a tokenizer; its critic has loss.gan_lr")
 
 
 @cache
@@ -264,6 +266,7 @@ def _fit(config: Any, context: RunContext, chosen: Chosen, distance: Distance) -
     net = registry.get("tokenizers", config.tokenizer)(config.net, chosen.height, chosen.width)
     about = {"camera": chosen.camera, "fps": chosen.fps, "train_episodes": sorted(chosen.train.lengths)}
     net.about = about
+    net.recompute(config.train.gradient_checkpointing)
     module = TokenizerLoss(net, config.loss, distance)
     settings = config.train
     order = Order(len(chosen.train), context.seed, settings.batch, settings.accumulate, context.rank, context.world_size)

@@ -14,6 +14,7 @@ import torch
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-6
 
@@ -35,7 +36,16 @@ class Shape:
     attention: bool
 
 
-class Encoder(nn.Module):
+class Half(nn.Module):
+    """What both halves share: blocks whose activations may be recomputed in the backward pass instead of kept."""
+
+    checkpointing = False
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+
+
+class Encoder(Half):
     """Pictures ``[B, 3, H, W]`` -> latent map ``[B, latent, h, w]``.
 
     Args:
@@ -87,7 +97,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         maps = []
         for level, block in enumerate(self.down_blocks):
-            x = block(x)
+            x = self._run(block, x)
             maps.append(x)
             if level in self.places and context is not None:
                 attend = self.cross_att_blocks[self.places.index(level)]
@@ -96,7 +106,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x))), maps
 
 
-class Decoder(nn.Module):
+class Decoder(Half):
     """Latent map ``[B, latent, h, w]`` -> pictures ``[B, 3, H, W]``, not clamped.
 
     Args:
@@ -150,7 +160,7 @@ class Decoder(nn.Module):
         x = self._attend(self.mid_block(self.conv_in(z)), -1, context, rows)
         maps = [x]
         for level, block in enumerate(self.up_blocks):
-            x = self._attend(block(x), level, context, rows)
+            x = self._attend(self._run(block, x), level, context, rows)
             maps.append(x)
         return self.conv_out(F.silu(self.conv_norm_out(x))), maps
 

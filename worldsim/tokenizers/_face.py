@@ -13,6 +13,7 @@ from worldsim.core.config import build, to_values
 from worldsim.core.errors import UserError
 from worldsim.core.files import read_json
 from worldsim.tokenizers import _released
+from worldsim.tokenizers._blocks import Half
 from worldsim.train import checkpoint
 
 Parts = dict[str, tuple[Tensor, Tensor, Tensor | None]]
@@ -56,6 +57,12 @@ class Tokenizer(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def recompute(self, on: bool) -> None:
+        """Whether training recomputes activations of the convolutional blocks instead of keeping them."""
+        for half in self.modules():
+            if isinstance(half, Half):
+                half.checkpointing = on
 
     def card(self) -> dict[str, Any]:
         """All that :meth:`load` needs beside the weights, as JSON-able values."""

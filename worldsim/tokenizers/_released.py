@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_weights(path)
     try:
         return torch.load(path, "cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError, LookupError, ValueError) as error:  # as torch meets garbage
+    except (RuntimeError, EOFError, UnpicklingError, LookupError, ValueError, OSError) as error:  # as torch meets garbage
         raise UserError(f"{path} holds no weights: {error}") from error
 
 
