@@ -76,6 +76,17 @@ def test_a_group_is_its_rows_decoded_one_by_one(tokenizer) -> None:
     assert torch.allclose(tokenizer.pixels(features[mixed], tokens[[4, 0, 1]]), together[[4, 0, 1]], atol=1e-5)
 
 
+def test_large_groups_are_decoded_in_parts(tokenizer, monkeypatch) -> None:
+    """Whatever the parts: of one picture, across contexts, of everything."""
+    features = opened(tokenizer, clips(tokenizer))[1].expand(3)
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(tokenizer.codes, (6, 2, tokenizer.frame_tokens), generator=draw)
+    whole = tokenizer.pixels(features, tokens)
+    for pictures in (1, 5, 6):
+        monkeypatch.setattr("worldsim.tokenizers._face.PIXELS_AT_ONCE", pictures * tokenizer.height * tokenizer.width)
+        assert torch.allclose(tokenizer.pixels(features, tokens), whole, atol=1e-5)
+
+
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path) -> None:
     tokenizer.about = {"camera": "top"}
     tokenizer.save(tmp_path / "run" / "checkpoint")

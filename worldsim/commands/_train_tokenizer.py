@@ -127,7 +127,8 @@ def run(config: Any, context: RunContext) -> Result:
         for note in chosen.notes:
             context.note(note)
         distance, named = distance_of(config.loss, context.device)
-        context.note(f"the perceptual distance is {named}")
+        if config.loss.perceptual:
+            context.note(f"the perceptual distance is {named}")
         outcome = _fit(config, context, chosen, distance)
         floor = held_out(context.out, chosen, context.device) if context.rank == 0 else {}
     finally:

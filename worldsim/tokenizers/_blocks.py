@@ -241,23 +241,18 @@ class CrossAttention(nn.Module):
 
 
 def _shared_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, dropout: float) -> Tensor:
-    """Attention of ``q [B, heads, n, d]`` to the context of each row; pictures that share one in equal, adjacent numbers
-    become one longer query, so that its keys and values are never copied."""
-    batch, contexts = len(q), len(k)
-    if rows is not None and not _blocks(rows, batch, contexts):
-        k, v, contexts = k[rows], v[rows], batch
-    each = batch // contexts
-    folded = q.unflatten(0, (contexts, each)).transpose(1, 2).flatten(2, 3)
+    """Attention of ``q [B, heads, n, d]`` to the context of each row; adjacent pictures that share one become one longer
+    query, where each context has as many, so that keys and values are not copied for each picture."""
+    each = 1
+    if rows is not None:
+        contexts, counts = rows.unique_consecutive(return_counts=True)
+        each = int(counts[0]) if bool((counts == counts[0]).all()) else 1
+        wanted = contexts if each > 1 else rows
+        if not torch.equal(wanted, torch.arange(len(k), device=wanted.device)):
+            k, v = k[wanted], v[wanted]
+    folded = q.unflatten(0, (len(k), each)).transpose(1, 2).flatten(2, 3)
     seen = F.scaled_dot_product_attention(folded, k, v, dropout_p=dropout)
     return seen.unflatten(2, (each, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def _blocks(rows: Tensor, batch: int, contexts: int) -> bool:
-    """Whether ``rows`` is 0, …, 0, 1, …, 1, … with every context as often."""
-    if batch % contexts:
-        return False
-    expected = torch.arange(contexts, device=rows.device).repeat_interleave(batch // contexts)
-    return bool(torch.equal(rows, expected))
 
 
 def _middle(shape: Shape) -> UNetMidBlock2D:

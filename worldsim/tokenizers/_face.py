@@ -20,6 +20,9 @@ Parts = dict[str, tuple[Tensor, Tensor, Tensor | None]]
 """For training, by kind of picture: decoded, truth, and the context frames they were told from (None for these themselves),
 each float ``[N, 3, H, W]``."""
 
+PIXELS_AT_ONCE = 1 << 21
+"""25 frames of 256x320: some GiB of activations in the widest released decoder."""
+
 
 class Tokenizer(nn.Module):
     """Frames <-> tokens. Subclasses are registered; each has a config class ``Net`` and is built as ``cls(spec, h, w)``.
@@ -106,6 +109,11 @@ class Tokenizer(nn.Module):
             )
         dtype = next(self.parameters()).dtype
         return frames.to(self.device).movedim(-1, -3).to(dtype) / 255
+
+    def _parts(self, count: int) -> list[slice]:
+        """``count`` pictures in parts of at most ``PIXELS_AT_ONCE``, so that decoding a large group fits into memory."""
+        each = max(1, PIXELS_AT_ONCE // (self.height * self.width))
+        return [slice(at, at + each) for at in range(0, count, each)]
 
     def reconstruct(self, frames: np.ndarray) -> np.ndarray:
         """Encode and decode the truth, the first frame of each clip being the context: uint8 ``[B, T, H, W, 3]`` in and out."""

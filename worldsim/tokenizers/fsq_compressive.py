@@ -167,7 +167,9 @@ class FSQCompressive(Tokenizer):
     def pixels(self, features: Features, tokens: Tensor) -> Tensor:
         """Dynamics tokens ``[B, T, L]`` -> float32 ``[B, T, 3, H, W]`` in 0 … 1."""
         codes = self.quantize.decode(tokens.to(self.device).flatten(0, 1))
-        return self._decoded(features.expand(tokens.shape[1]), codes).float().clamp(0, 1).unflatten(0, tokens.shape[:2])
+        every = features.expand(tokens.shape[1])
+        parts = [self._decoded(every[part], codes[part]).float().clamp(0, 1) for part in self._parts(len(codes))]
+        return torch.cat(parts).unflatten(0, tokens.shape[:2])
 
     @torch.no_grad()
     def context_pixels(self, features: Features) -> Tensor:

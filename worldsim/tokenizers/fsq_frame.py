@@ -114,7 +114,8 @@ class FSQFrame(Tokenizer):
         """Tokens ``[B, T, L]`` -> float32 ``[B, T, 3, H, W]`` in 0 … 1."""
         codes = self.quantize.decode(tokens.to(self.device).flatten(0, 1))
         maps = codes.unflatten(1, self.grid).movedim(-1, 1)
-        return self._decoded(maps).float().clamp(0, 1).unflatten(0, tokens.shape[:2])
+        parts = [self._decoded(maps[part]).float().clamp(0, 1) for part in self._parts(len(maps))]
+        return torch.cat(parts).unflatten(0, tokens.shape[:2])
 
     def forward(self, context: Tensor, targets: Tensor) -> tuple[Parts, Tensor]:
         """For training: differentiable, not clamped.
