@@ -212,6 +212,6 @@ def test_shares_that_do_not_work_out_are_one_sentence(
 
 def test_it_learns(tmp_path: Path) -> None:
     """Reward on held-out scenes rises on a CPU in seconds, from groups alone."""
-    rl_ranks.run(tmp_path, iterations=40, micro=8, size=8, lr=3e-3, kl=0.0, save_every=100)
+    rl_ranks.run(tmp_path, iterations=20, micro=8, size=8, lr=3e-3, kl=0.0, save_every=100)
     told = [row["held_out_reward"] for row in rows(tmp_path) if "held_out_reward" in row]
-    assert told[-1] > 0.8 * told[0]  # rewards are negative errors
+    assert told[-1] > 0.7 * told[0]  # rewards are negative errors
