@@ -5,7 +5,7 @@ Nothing is tokenised or decoded from video here beyond the columns: a batch is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class TokenWindows:
         """How many frames before ``start`` the context frame may lie."""
         return min(self.wish.back, start // self.cut.stride)
 
-    def batch(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+    def batch(self, indices: Iterable[int], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """``context`` int64 ``[B, Lc]``, ``frames`` int64 ``[B, F, L]``, ``actions`` float32 ``[B, F - 1, r, A]`` (physical).
 
         Args:
@@ -108,7 +108,7 @@ class TokenWindows:
             rows.append(windows.cut_actions(self.actions[episode], start, self.spec))
         return {"context": np.stack(context), "frames": np.stack(frames), "actions": np.stack(rows).astype(np.float32)}
 
-    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+    def pixels(self, indices: Iterable[int]) -> np.ndarray:
         """The windows' true frames, uint8 ``[B, F, H, W, 3]``, cut and resized as for the tokenizer."""
         return np.stack([self._frames(*self.index[int(number)]) for number in indices])
 

@@ -127,11 +127,10 @@ def run(config: Config, context: RunContext) -> Result:
     wish = _wish(config)
     context.reads("data", wish.data)
     context.reads("tokenizer", Path(str(config.tokenizer)))
-    share = {"rank": context.rank, "world_size": context.world_size}
     source = open_dataset(wish.data, config.format)
     try:
         tokenizer = tokenizers.load(folder, context.device)
-        windows = prepare(wish, source, tokenizer, context.device, **share)
+        windows = prepare(wish, source, tokenizer, context.device, rank=context.rank, world_size=context.world_size)
         for episode, reason in windows.rejected.items():
             context.note(f"episode {episode} was left out: {reason}")
         bins = TokenActions.fit(np.concatenate(list(windows.actions.values())), config.actions.bins, config.actions.range)

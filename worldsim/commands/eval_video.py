@@ -146,8 +146,8 @@ class Material:
     def triples(self) -> Iterator[tuple[Prediction, Prediction | None, Prediction | None]]:
         """One episode at a time: its prediction, the baseline's, and the baseline's at its best temperature."""
         for k, path in enumerate(self.files):
-            others = (load(some[k]) if some else None for some in (self.baseline, self.control))
-            yield load(path), *others
+            baseline, control = (load(some[k]) if some else None for some in (self.baseline, self.control))
+            yield load(path), baseline, control
 
 
 def run(config: Config, context: RunContext) -> Result:

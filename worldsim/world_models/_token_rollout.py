@@ -159,7 +159,8 @@ class Imagination:
     def _spread(line: _Line, count: int) -> _Line:
         """Each row ``count`` times: from contexts to samples."""
         parts = (line.context, line.frames, line.actions, line.pixels)
-        return _Line(*(part.repeat_interleave(count, 0) for part in parts), back=line.back)
+        context, frames, actions, pixels = (part.repeat_interleave(count, 0) for part in parts)
+        return _Line(context, frames, actions, pixels, line.back)
 
     def _advance(self, line: _Line, tokens: Tensor, coming: Tensor, pixels: Tensor) -> _Line:
         """The history after a chunk: the last given frames, imagined ones among them."""
