@@ -1,7 +1,7 @@
 """The straightforward pipeline around transformers' ``LlamaForCausalLM``: every sample has its own copy of the prompt.
 
-Nothing is slowed down: logits of the last position alone while sampling, the head's legal ids alone in the softmax, a cache of
-exactly the needed length, no bookkeeping of ``generate``. Noise and draw are ours, so both arms write the same tokens.
+Nothing is slowed down: logits of the last position alone while sampling, a cache of exactly the needed length, no bookkeeping
+of ``generate``. Noise and draw are ours, so both arms write the same tokens.
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ def _rewards(pixels: Tensor, tokens: Tensor, judge: Any, prompts: Prompts, size:
 
 
 def _log_probs(llama: LlamaForCausalLM, ids: Tensor, work: Work) -> Tensor:
-    """``[B, Lr]`` from the logits of the whole sequence."""
+    """``[B, Lr]`` from the logits of the whole sequence over the whole vocabulary, illegal ids masked."""
     layout = work.layout
-    logits = llama(ids).logits[:, :-1, : layout.codes].float()
+    logits = llama(ids).logits[:, :-1].float()
+    logits[..., layout.codes :] = -torch.inf
     targets = ids[:, 1:].clamp(max=layout.codes - 1)
     scores = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return scores[:, layout.prompt_length - 1 :] * (frame_of(layout.response) >= 0)

@@ -29,9 +29,30 @@ def rotary_table(positions: Tensor, width: int, base: float = 1e4) -> tuple[Tens
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Heads ``[B, L, heads, D]`` turned to their positions; ``table`` is :func:`rotary_table`'s for these L positions."""
-    cos, sin = (part[:, None].to(x.dtype) for part in table)
-    one, two = x.chunk(2, -1)
-    return x * cos + torch.cat([-two, one], -1) * sin
+    return _Rotate.apply(x, *(part[:, None].to(x.dtype) for part in table))
+
+
+class _Rotate(torch.autograd.Function):
+    """Three passes over ``x`` where plain operations take eight; backward turns the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return turned(grads[0], cos, -sin), None, None
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x`` ``[..., D]`` turned by angles with ``cos`` and ``sin``, broadcastable; see :func:`rotate`."""
+    half = x.shape[-1] // 2
+    out, sin = x * cos, sin[..., :half]
+    out[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin)
+    return out
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,9 +139,8 @@ def shared_prefix_attention(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, p
 
 def merge(one: Tensor, lse_one: Tensor, two: Tensor, lse_two: Tensor) -> tuple[Tensor, Tensor]:
     """Two parts' attention results ``[..., D]`` with log-sum-exps ``[...]``, as attention over both parts."""
-    lse = torch.logaddexp(lse_one, lse_two)
-    a, b = (torch.exp(part - lse)[..., None] for part in (lse_one, lse_two))
-    return (one * a + two * b).to(one.dtype), lse
+    share = torch.sigmoid(lse_two - lse_one).to(one.dtype)[..., None]
+    return torch.lerp(one, two, share), torch.logaddexp(lse_one, lse_two)
 
 
 class _SharedPrefix(torch.autograd.Function):
@@ -195,7 +215,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         picked, total = [], []
         for h, t in zip(hidden.split(rows), targets.split(rows)):
-            logits = F.linear(h, weight).float().div_(temperature)
+            logits = _scaled(F.linear(h, weight), temperature)
             total.append(logits.logsumexp(-1))
             picked.append(logits.gather(-1, t[:, None])[:, 0])
         lse = torch.cat(total)
@@ -208,9 +228,14 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature, rows = ctx.plan
         parts, weight_grad = [], torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for h, t, total, g in zip(*(x.split(rows) for x in (hidden, targets, lse, grads[0].float()))):
-            p = F.linear(h, weight).float().div_(temperature).sub_(total[:, None]).exp_()
+            p = _scaled(F.linear(h, weight), temperature).sub_(total[:, None]).exp_()
             p.mul_(-g[:, None]).scatter_add_(1, t[:, None], g[:, None])
-            p = p.div_(temperature).to(h.dtype)
+            p = _scaled(p, temperature).to(h.dtype)
             parts.append(p @ weight)
             weight_grad += p.T @ h
         return torch.cat(parts).to(ctx.dtypes[0]), weight_grad.to(ctx.dtypes[1]), None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """fp32, divided by the temperature in place."""
+    return logits.float() if temperature == 1.0 else logits.float().div_(temperature)

@@ -112,17 +112,18 @@ def draw(logits: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | N
     Returns:
         int64 ``[B]`` and fp32 ``[B]``.
     """
-    scores = (logits / temperature if temperature else logits).log_softmax(-1)
     if not temperature:
-        best = scores.max(-1)
+        best = logits.log_softmax(-1).max(-1)
         return best.indices, best.values
-    kept = scores
-    if top_k is not None and top_k < scores.shape[-1]:
-        kept = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
-    cumulative = kept.exp().cumsum(-1, dtype=torch.float64)
+    logits = logits if temperature == 1.0 else logits / temperature
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+    total = weights.sum(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        weights = weights.masked_fill(logits < logits.topk(top_k).values[:, -1:], 0.0)
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
     wanted = (noise * cumulative[:, -1])[:, None]
-    ids = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=scores.shape[-1] - 1)
-    return ids[:, 0], scores.gather(-1, ids)[:, 0]
+    ids = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=logits.shape[-1] - 1)
+    return ids[:, 0], (weights.gather(-1, ids)[:, 0] / total).log_()
 
 
 def prefill(net: TokenNet, prompt: Tensor, n: int, room: int) -> tuple[Step, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldsim.nn.packed_linear import PackedLinear
-from worldsim.nn.transformer import rotary_table
+from worldsim.nn.transformer import merge, rotary_table, turned
 from worldsim.world_models._token_net import EPS, ROTARY_BASE, TokenNet
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -75,11 +75,8 @@ class Step:
 
     def _rotated(self, qk: Tensor, at: int) -> tuple[Tensor, Tensor]:
         """Queries and keys ``[B, m, heads, D]`` of ``[B, m, 2, heads, D]``, turned to their positions."""
-        half, stop = self.width // 2, at + qk.shape[1]
-        out, sin = qk * self.cos[at:stop], self.sin[at:stop, ..., :half]
-        out[..., :half].addcmul_(qk[..., half:], sin, value=-1)
-        out[..., half:].addcmul_(qk[..., :half], sin)
-        q, k = out.unbind(2)
+        stop = at + qk.shape[1]
+        q, k = turned(qk, self.cos[at:stop], self.sin[at:stop]).unbind(2)
         return q, k
 
     def _attend(self, number: int, q: Tensor, own: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,7 +88,7 @@ class Step:
         near, near_lse = _flash(own_q, own[0], own[1], attn_mask=mask)
         near, near_lse = near.transpose(1, 2), near_lse.transpose(1, 2)
         far, far_lse = far.transpose(1, 2).reshape(near.shape), far_lse.transpose(1, 2).reshape(near_lse.shape)
-        return torch.lerp(near, far, torch.sigmoid(far_lse - near_lse).to(near.dtype)[..., None])
+        return merge(near, near_lse, far, far_lse)[0]
 
 
 def _attend_plainly(folded: Tensor, q: Tensor, prefix: tuple[Tensor, Tensor], own: Tensor, mask: Tensor | None) -> Tensor:
