@@ -75,6 +75,7 @@ LONGER = (
     "--set",
     "cache.batch=1",
 )
+EVERY_TENTH = ("--set", "train.steps=80", "--set", "train.checkpoint_every=10")
 MODEL = ("finetune-wan", "{data}", "--config", "smoke", "--device", "cpu", "--out", "{model}")
 TOKENIZER = ("train", "{data}", "--config", "smoke", "--device", "cpu", "--out", "{tokenizer}")
 TOKENS = ("--tokenizer", "{tokenizer}", "--set", "train.steps=40", "--set", "predicted=3")
@@ -90,6 +91,10 @@ VICTIMS = {
         {"extract": "data/columns/actions/*/*.npy", "finish": "data/columns/actions/*/stats.json"},
         episodes=120,
         size=(32, 32),
+    ),
+    "train": Victim(
+        ("train", "{data}", "--config", "smoke", "--device", "cpu", *EVERY_TENTH),
+        {"train": "out/metrics.jsonl", "save": "out/state/step_*"},
     ),
     "finetune-wan": Victim(
         ("finetune-wan", "{data}", "--config", "smoke", "--device", "cpu", *LONGER),
@@ -109,7 +114,7 @@ VICTIMS = {
         ("eval", "video", "{data}", "--config", "smoke", "--model", "copy", "--device", "cpu"), {"score": "out/frames/*"}
     ),
 }
-WANTED = ("extract-latents", "finetune-wan", "rlvr", "infer")
+WANTED = ("extract-latents", "train", "finetune-wan", "rlvr", "infer")
 
 
 def main(arguments: list[str] | None = None) -> int:

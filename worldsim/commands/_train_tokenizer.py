@@ -168,11 +168,11 @@ def choose(config: Any, source: EpisodeSource) -> Chosen:
     notes = [f"episode {bad.episode} was left out: {bad.reason}" for bad in rejected]
     if len(known) > 1 and config.camera is None:
         notes.append(
-            f"trained on camera '{camera.name}', the first by name; the others are {', '.join(set(known) - {camera.name})}"
+            f"trained on camera '{camera.name}', the first by name; the others are {', '.join(sorted(set(known) - {camera.name}))}"
         )
     if not frames.kept:
         notes.append(
-            f"the frames take {frames.gib(kept):.1f} GiB, more than cache_gib = {config.cache_gib:g}: read as needed"
+            f"the frames take {frames.gib(kept):.2f} GiB, more than cache_gib = {config.cache_gib:g}: read as needed"
         )
     return Chosen(
         Segments(kept, spec, frames.read),
