@@ -13,6 +13,7 @@ from worldsim.core.errors import UserError
 from worldsim.core.protocols import SupportsLogProb
 from worldsim.rl.groups import Collector, Prompts, frame_of, unit
 from worldsim.rl.memo import distinct, repeats
+from worldsim.world_models._token_layout import Layout
 
 
 @pytest.fixture(scope="module", params=["fsq-compressive", "fsq-frame"])
@@ -51,6 +52,15 @@ def test_repeats_compare_each_frame_with_the_one_before_it() -> None:
     assert repeats(tokens, torch.tensor([[1]]))[0, 0].tolist() == [True, True, False, False, True]
 
 
+def test_positions_know_their_frame() -> None:
+    clean = Layout.clean(codes=9, frame_tokens=2, context_tokens=0, history=1, predicted=3, action_tokens=1, action_bins=4)
+    assert frame_of(clean.response).tolist() == [0, 0, -1, 1, 1, -1, 2, 2]
+    single = frame_of(Layout.released_single().response)
+    assert single.tolist() == [0] * 320 + [-1], "EOS is given, never drawn"
+    multi = frame_of(Layout.released_multi().response)
+    assert [int((multi == frame).sum()) for frame in range(-1, 7)] == [91, *[80] * 7]
+
+
 def test_a_model_that_says_how_likely_is_one_that_can_be_improved(parts: tuple[Any, Any, Prompts]) -> None:
     assert isinstance(parts[0], SupportsLogProb)
     assert not isinstance(parts[1], SupportsLogProb)
@@ -72,7 +82,9 @@ def test_groups_equal_a_plain_pass_sample_by_sample(parts: tuple[Any, Any, Promp
     frames = frame_of(model.layout.response)
     assert not found.old[..., frames < 0].any()
     assert (found.old[..., frames >= 0] < 0).all()
-    assert torch.equal(found.responses[..., frames < 0], prompts.forced[:, None].expand_as(found.responses)[..., frames < 0])
+    assert torch.equal(
+        found.responses[..., frames < 0], prompts.forced[:, None].expand_as(found.responses)[..., frames < 0]
+    )
 
 
 def test_nothing_depends_on_what_it_is_batched_with(parts: tuple[Any, Any, Prompts]) -> None:
@@ -90,7 +102,9 @@ def test_a_context_is_decoded_once_per_group_and_equal_frames_once(parts: tuple[
     model, tokenizer, prompts = parts
     counting = Counting(tokenizer)
     collector = rl_twins.collector(model, counting)
-    tokens = torch.randint(0, tokenizer.codes, (1, 4, 3, tokenizer.frame_tokens), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, tokenizer.codes, (1, 4, 3, tokenizer.frame_tokens), generator=torch.Generator().manual_seed(0)
+    )
     tokens[0, 2] = tokens[0, 1, 0]
     prediction, share = collector.decode(prompts.context[:1], tokens)
     assert (counting.opened, counting.frames) == (1, 9)
@@ -118,7 +132,9 @@ def test_a_reward_that_is_not_finite_stops_with_its_address(parts: tuple[Any, An
         def total(self, parts: dict[str, Tensor]) -> Tensor:
             return parts["mse"] + parts["mine"]
 
-    with pytest.raises(UserError, match="reward mine is (nan|inf) in iteration 6: episode 3, frame 3, sample 2, predicted frame 2"):
+    with pytest.raises(
+        UserError, match=r"reward mine is (nan|inf) in iteration 6: episode 3, frame 3, sample 2, predicted frame 2"
+    ):
         Collector(model, None, tokenizer, Broken(), 4).collect(prompts, 6)
 
 

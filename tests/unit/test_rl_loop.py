@@ -16,7 +16,7 @@ from tests import rl_ranks, rl_twins
 from worldsim.core.errors import UserError
 from worldsim.rl.groups import frame_of
 from worldsim.rl.objectives import advantages
-from worldsim.rl.step import Feed, GroupLoss, Shares, Weights
+from worldsim.rl.step import Feed, GroupLoss, Shares, Weights, shared_scale
 from worldsim.train import checkpoint
 from worldsim.train.tracking import read_rows
 
@@ -193,6 +193,11 @@ def test_epochs_go_over_the_same_groups_again() -> None:
     assert torch.equal(taken[1]["responses"], groups.responses[2:])
     assert torch.equal(taken[2]["old"], taken[0]["old"])
     assert torch.equal(taken[3]["advantage"], taken[1]["advantage"])
+
+
+def test_a_shared_deviation_is_the_mean_over_groups() -> None:
+    values = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shared_scale(values), values.std(1).mean(0)[None, None])
 
 
 @pytest.mark.parametrize(
