@@ -85,6 +85,25 @@ def test_the_route_of_other_devices_is_the_same(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-4, rtol=0)
 
 
+def test_the_step_of_constant_shapes_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA graphs capture, run on a CPU: same samples, same log-probabilities."""
+    world, (prompt, forced) = model(), inputs()
+    expected = sample(world, prompt, forced, LAYOUT.response, 3, [1, 2])
+    plain, used = Step.__call__, []
+
+    def static(self: Step, ids: Tensor, at: int) -> Tensor:
+        if ids.shape[1] > 1:
+            return plain(self, ids, at)
+        used.append(at)
+        return self.static(ids, torch.tensor([at]))
+
+    monkeypatch.setattr(Step, "__call__", static)
+    found = sample(world, prompt, forced, LAYOUT.response, 3, [1, 2])
+    assert used == [0, 1, 5, 6, 10, 11]
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, atol=1e-4, rtol=0)
+
+
 def test_given_tokens_stay_and_illegal_ids_never_come() -> None:
     """Even where the network is sure of an illegal id."""
     world, (prompt, forced) = model(RELEASED), inputs(RELEASED)

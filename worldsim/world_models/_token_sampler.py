@@ -13,7 +13,7 @@ and a uniform number that lies within rounding of a boundary then picks the neig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from worldsim.nn.transformer import causal
 from worldsim.world_models._token_layout import Segment
 from worldsim.world_models._token_net import TokenNet, generated
-from worldsim.world_models._token_step import Step
+from worldsim.world_models._token_step import Graphed, Step
 
 _MASK = (1 << 64) - 1
 
@@ -55,6 +55,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     legal: bool = True,
+    graphs: bool = False,
 ) -> Sampled:
     """Draw ``n`` responses for every prompt.
 
@@ -67,6 +68,7 @@ def sample(
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: keep the k likeliest ids. Log-probabilities are not normalised anew, so do not train on it.
         legal: draw a segment's legal ids alone; without it the whole vocabulary, as the released pipeline does.
+        graphs: on a CUDA device, replay the single-token step as one graph.
 
     Returns:
         Tokens and log-probabilities, on the network's device.
@@ -81,11 +83,12 @@ def sample(
     tokens = forced.to(net.device)[:, None].expand(-1, n, -1).flatten(0, 1).clone()
     log_probs = torch.zeros(tokens.shape, dtype=torch.float32, device=net.device)
     step, last = prefill(net, prompt.to(net.device), n, spans[-1][1] - 1)
+    feed: Callable[[Tensor, int], Tensor] = Graphed(step) if graphs and net.device.type == "cuda" else step
     fed = 0
     for start, stop, low, high in spans:
         head = step.head(low, high)
         for i in range(start, stop):
-            hidden = step(tokens[:, fed:i], fed) if i > fed else last
+            hidden = feed(tokens[:, fed:i], fed) if i > fed else last
             logits = step.logits(hidden, head)
             tokens[:, i], log_probs[:, i] = draw(logits, noise[:, i], temperature, top_k)
             tokens[:, i] += low

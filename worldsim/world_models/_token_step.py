@@ -7,6 +7,8 @@ of rows, queries and keys are rotated together, both attention parts are merged 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from worldsim.nn.transformer import merge, rotary_table, turned
 from worldsim.world_models._token_net import EPS, ROTARY_BASE, TokenNet
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Step:
@@ -36,7 +39,7 @@ class Step:
         self.layers = [_Layer(block, self.rows) for block in net.model.layers]
         empty = {"dtype": weight.dtype, "device": weight.device}
         self.prefix: list[tuple[Tensor, Tensor]] = [()] * spec.layers  # type: ignore[list-item]
-        self.own = [torch.empty(2, self.rows, self.heads, room, self.width, **empty) for _ in range(spec.layers)]
+        self.own = [torch.zeros(2, self.rows, self.heads, room, self.width, **empty) for _ in range(spec.layers)]
         positions = torch.arange(self.length, self.length + room, device=weight.device)
         self.cos, self.sin = (
             part.to(weight.dtype)[:, None, None] for part in rotary_table(positions, self.width, ROTARY_BASE)
@@ -48,18 +51,41 @@ class Step:
 
     def __call__(self, ids: Tensor, at: int) -> Tensor:
         """Feed ids ``[B, m]`` whose first one is token ``at`` of the response; hidden states ``[B, width]`` after the last."""
-        size = ids.shape[1]
-        x = self.net.model.embed_tokens(ids).flatten(0, 1)
+        size, stop = ids.shape[1], at + ids.shape[1]
         mask = None
         if size > 1:
-            mask = torch.full((size, at + size), -torch.inf, dtype=x.dtype, device=x.device).triu_(at + 1)
+            mask = torch.full((size, stop), -torch.inf, dtype=self.cos.dtype, device=ids.device).triu_(at + 1)
+
+        def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            own = self.own[number]
+            own[0, :, :, at:stop] = k
+            own[1, :, :, at:stop] = v
+            return self._attend(number, q, own[:, :, :, :stop], mask)
+
+        return self._through(ids, (self.cos[at:stop], self.sin[at:stop]), attend)
+
+    def static(self, ids: Tensor, at: Tensor) -> Tensor:
+        """The same for one id ``[B, 1]`` at a place that is a tensor, int64 ``[1]``: all shapes are constant, so that it can be
+        captured once and replayed for every place. It attends over the whole room, masked."""
+        later = torch.arange(self.cos.shape[0], device=ids.device) > at
+        mask = torch.zeros(1, len(later), dtype=self.cos.dtype, device=ids.device).masked_fill(later, -torch.inf)
+
+        def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            own = self.own[number]
+            own[0].index_copy_(2, at, k)
+            own[1].index_copy_(2, at, v)
+            return _attend_plainly(self._folded(q), q.transpose(1, 2), self.prefix[number], own, mask)
+
+        return self._through(ids, (self.cos.index_select(0, at), self.sin.index_select(0, at)), attend)
+
+    def _through(self, ids: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """All layers; ``attend`` takes queries ``[B, m, heads, D]`` and new keys and values ``[B, heads, m, D]``."""
+        size = ids.shape[1]
+        x = self.net.model.embed_tokens(ids).flatten(0, 1)
         for number, layer in enumerate(self.layers):
             qkv = layer.qkv(_norm(x, layer.norms[0])).view(self.rows, size, 3, self.heads, self.width)
-            q, k = self._rotated(qkv[:, :, :2], at)
-            own = self.own[number]
-            own[0, :, :, at : at + size] = k.transpose(1, 2)
-            own[1, :, :, at : at + size] = qkv[:, :, 2].transpose(1, 2)
-            attended = self._attend(number, q, own[:, :, :, : at + size], mask)
+            q, k = turned(qkv[:, :, :2], *table).unbind(2)
+            attended = attend(number, q, k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
             x += layer.out(attended.flatten(2).flatten(0, 1))
             gate, up = layer.gate_up(_norm(x, layer.norms[1])).chunk(2, -1)
             x += layer.down(F.silu(gate).mul_(up))
@@ -73,15 +99,13 @@ class Step:
         """fp32 logits ``[B, ids]`` of hidden states ``[B, width]``."""
         return head(self.net.model.norm(hidden)).float()
 
-    def _rotated(self, qk: Tensor, at: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys ``[B, m, heads, D]`` of ``[B, m, 2, heads, D]``, turned to their positions."""
-        stop = at + qk.shape[1]
-        q, k = turned(qk, self.cos[at:stop], self.sin[at:stop]).unbind(2)
-        return q, k
+    def _folded(self, q: Tensor) -> Tensor:
+        """Queries by group, ``[P, heads, N * m, D]``."""
+        return q.reshape(self.groups, -1, self.heads, self.width).transpose(1, 2)
 
     def _attend(self, number: int, q: Tensor, own: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of ``[B, m, heads, D]`` to the group's prompt and to the sample's own tokens; the same shape."""
-        folded, own_q = q.reshape(self.groups, -1, self.heads, self.width).transpose(1, 2), q.transpose(1, 2)
+        folded, own_q = self._folded(q), q.transpose(1, 2)
         if q.device.type != "cpu":
             return _attend_plainly(folded, own_q, self.prefix[number], own, mask)
         far, far_lse = _flash(folded, *self.prefix[number])
@@ -129,3 +153,34 @@ class _Layer:
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, EPS)
+
+
+class Graphed:
+    """A :class:`Step` whose single-token step is one CUDA graph: hundreds of launches become one. Chunks go the plain way.
+
+    Not yet run on a GPU by its authors; :meth:`Step.static`, which it captures, is tested against the plain step on a CPU.
+
+    # source: the recipe of torch's CUDA graphs notes: warm up on a side stream, capture, replay on fixed buffers
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step, device = step, step.cos.device
+        self.ids = torch.zeros(step.rows, 1, dtype=torch.int64, device=device)
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step.static(self.ids, self.at)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.hidden = step.static(self.ids, self.at)
+
+    def __call__(self, ids: Tensor, at: int) -> Tensor:
+        if ids.shape[1] > 1:
+            return self.step(ids, at)
+        self.ids.copy_(ids)
+        self.at.fill_(at)
+        self.graph.replay()
+        return self.hidden
