@@ -245,3 +245,29 @@ def test_every_trainable_file_keeps_the_contract():
         assert callable(module.run)
         assert module.Config
     assert _train_tokenizer.config_of("fsq-frame") is _train_tokenizer.config_of("fsq-frame")
+
+
+def test_lost_episodes_are_counted_and_named(worldsim, dataset, tmp_path):
+    """A train episode without its frames is refused by name, accepted on request; a held-out one is left out of the floor."""
+    import shutil
+
+    import h5py
+
+    folder = shutil.copytree(dataset, tmp_path / "moving")
+    source = open_dataset(folder)
+    split = split_episodes(source.ids(), source.card.splits)
+    for name in (split.train[0], split.held_out[0]):
+        with h5py.File(source.episode(source.ids().index(name)).source, "r+") as file:
+            images = next(iter(file["observations/images"]))
+            del file[f"observations/images/{images}"]
+    source.close()
+    words = ["train", folder, "--config", "smoke", "--set", "train.steps=1", "--out", tmp_path / "run"]
+    code, _, err = worldsim(*words)
+    assert code == 1
+    assert f"1 of 4 train episodes cannot be used, the first is {split.train[0]}" in err
+    code, out, err = worldsim(*words, "--set", "max_rejected=1", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert [bad["episode"] for bad in result["metrics"]["rejected"]] == [split.train[0]]
+    assert any(split.held_out[0] in note for note in result["notes"])
+    assert result["metrics"]["held_out"]["mse"] > 0  # nothing is held out any more: measured on train episodes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,18 +19,13 @@ from torch import Tensor
 
 from worldsim.commands import _latents
 from worldsim.commands._selection import parse_size
+from worldsim.commands._tokenizer_frames import Chosen, Wish, choose
 from worldsim.core import registry
 from worldsim.core.config import config, to_values
-from worldsim.core.console import progress
 from worldsim.core.errors import BadEpisode, UserError
-from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import CHECKPOINT, RunContext
 from worldsim.core.types import Result
-from worldsim.data import cameras
-from worldsim.data.segments import Segments, SegmentSpec
-from worldsim.data.split import split_episodes
-from worldsim.data.transforms import Cover
-from worldsim.data.windows import stride_for
+from worldsim.data.segments import SegmentSpec
 from worldsim.formats import open_dataset
 from worldsim.nn.perceptual import perceptual
 from worldsim.tokenizers import load
@@ -103,90 +97,41 @@ def config_of(tokenizer: str) -> Any:
     return config(type("Config", (Common,), {"__annotations__": {"net": spec}, "net": spec(), "__module__": __name__}))
 
 
-@dataclass
-class Chosen:
-    """What is trained on: train and held-out segments, and what was decided for the user."""
-
-    train: Segments
-    held_out: Segments
-    camera: str
-    fps: float
-    height: int
-    width: int
-    rejected: list[BadEpisode]
-    notes: list[str]
-
-
 def run(config: Any, context: RunContext) -> Result:
     """Read or look up frames, train, and measure the floor. See the module's docstring."""
     data, _ = _latents.folders(config.data, None)
     context.reads("data", data)
     source = open_dataset(data, config.format)
     try:
-        chosen = choose(config, source)
+        chosen = choose(wish_of(config), source)
         for note in chosen.notes:
             context.note(note)
         distance, named = distance_of(config.loss, context.device)
         if config.loss.perceptual:
             context.note(f"the perceptual distance is {named}")
         outcome = _fit(config, context, chosen, distance)
-        floor = held_out(context.out, chosen, context.device) if context.rank == 0 else {}
+        floor = held_out(context, chosen) if context.rank == 0 else {}
     finally:
         source.close()
     return _report(config, context, chosen, outcome, floor)
 
 
-def choose(config: Any, source: EpisodeSource) -> Chosen:
-    """Decide camera, size and rate, and read what fits into memory.
-
-    Raises:
-        UserError: nothing fits; names the key and what would.
-    """
-    known = source.card.camera_names
-    if not known:
-        raise UserError(f"the dataset {config.data} has no camera", "worldsim doctor DATA")
-    command = f"worldsim train --camera {min(known)}"
-    names = cameras.require_cameras(config.camera or min(known), known, f"the dataset {source.card.name}", command)
-    camera = cameras.stacked_info(cameras.JOIN.join(names), source.card.cameras)
-    height, width = parse_size(config.size) or (camera.height, camera.width)
-    _check_net(config, height, width)
-    stride = stride_for(source.card.fps, config.fps)
-    split = split_episodes(source.ids(), source.card.splits)
-    frames = Frames(source, camera.name, Cover(height, width), config.cache_gib)
-    spec = SegmentSpec(config.targets, config.horizon, stride)
-    parts = [frames.survey(part) for part in (split.train, split.held_out)]
-    rejected = frames.rejected
-    frames.keep(parts[0])
-    lost = len([bad for bad in rejected if bad.episode in set(split.train)])
-    if lost > config.max_rejected or not parts[0]:
-        first = rejected[0] if rejected else BadEpisode("-", "there is no train episode")
-        raise UserError(
-            f"{lost} of {len(split.train)} train episodes cannot be used, the first is {first.episode}: {first.reason}",
-            f"worldsim train {config.data} … --set max_rejected={lost}" if parts[0] else f"worldsim doctor {config.data}",
-        )
-    kept = {name: count for name, count in parts[0].items() if name not in {bad.episode for bad in rejected}}
-    notes = [f"episode {bad.episode} was left out: {bad.reason}" for bad in rejected]
-    if len(known) > 1 and config.camera is None:
-        notes.append(
-            f"trained on camera '{camera.name}', the first by name; the others are {', '.join(sorted(set(known) - {camera.name}))}"
-        )
-    if not frames.kept:
-        notes.append(
-            f"the frames take {frames.gib(kept):.2f} GiB, more than cache_gib = {config.cache_gib:g}: read as needed"
-        )
-    return Chosen(
-        Segments(kept, spec, frames.read),
-        Segments(parts[1], spec, frames.read),
-        camera.name,
-        source.card.fps / stride,
-        height,
-        width,
-        rejected,
-        notes,
+def wish_of(config: Any) -> Wish:
+    """The part of the config that chooses frames."""
+    return Wish(
+        data=Path(config.data),
+        camera=config.camera,
+        fps=config.fps,
+        size=parse_size(config.size),
+        targets=config.targets,
+        horizon=config.horizon,
+        cache_gib=config.cache_gib,
+        max_rejected=config.max_rejected,
+        check=lambda height, width: sketch(config, height, width),
     )
 
 
-def _check_net(config: Any, height: int, width: int) -> Any:
+def sketch(config: Any, height: int, width: int) -> Any:
     """The tokenizer, on no device.
 
     Raises:
@@ -198,51 +143,6 @@ def _check_net(config: Any, height: int, width: int) -> Any:
             return plugin(config.net, height, width)
     except ValueError as error:
         raise UserError(f"size = {height}x{width}: {error}", "worldsim train … --size 256x320") from None
-
-
-class Frames:
-    """Pixels of one camera at one size, from memory or from the dataset."""
-
-    def __init__(self, source: EpisodeSource, camera: str, cover: Cover, cache_gib: float) -> None:
-        self.source, self.camera, self.cover, self.cache_gib = source, camera, cover, cache_gib
-        self.at = {name: index for index, name in enumerate(source.ids())}
-        self.kept: dict[str, np.ndarray] = {}
-        self.rejected: list[BadEpisode] = []
-
-    def survey(self, episodes: list[str]) -> dict[str, int]:
-        """Lengths, without decoding; the bad ones apart."""
-        out: dict[str, int] = {}
-        for name in episodes:
-            try:
-                out[name] = self._stream(name).num_frames
-            except BadEpisode as bad:
-                self.rejected.append(bad)
-        return out
-
-    def gib(self, lengths: Mapping[str, int]) -> float:
-        return sum(lengths.values()) * self.cover.height * self.cover.width * 3 / 2**30
-
-    def keep(self, lengths: Mapping[str, int]) -> None:
-        """Decode all of them once, if they fit into memory."""
-        if self.gib(lengths) > self.cache_gib:
-            return
-        with progress("read frames", len(lengths), unit="episodes") as bar:
-            for name in lengths:
-                try:
-                    self.kept[name] = np.concatenate([self.cover.forward(block) for block in self._stream(name).blocks()])
-                except BadEpisode as bad:
-                    self.rejected.append(bad)
-                bar.advance()
-
-    def read(self, episode: str, rows: np.ndarray) -> np.ndarray:
-        """uint8 ``[len(rows), height, width, 3]``."""
-        if episode in self.kept:
-            return self.kept[episode][rows]
-        return self.cover.forward(self._stream(episode).rows(rows))
-
-    def _stream(self, episode: str) -> Any:
-        cover = self.cover
-        return cameras.camera_stream(self.source.episode(self.at[episode]), self.camera, cover.height, cover.width)
 
 
 def distance_of(weights: Loss, device: str) -> tuple[Distance, str]:
@@ -285,23 +185,27 @@ def _fit(config: Any, context: RunContext, chosen: Chosen, distance: Distance) -
 
 
 @torch.no_grad()
-def held_out(out: Path, chosen: Chosen, device: str) -> dict[str, float]:
-    """What the checkpoint in ``out`` reconstructs of held-out segments (of train ones where nothing is held out).
+def held_out(context: RunContext, chosen: Chosen) -> dict[str, float]:
+    """What the run's checkpoint reconstructs of held-out segments (of train ones where nothing is held out).
 
     ``mse``, ``psnr``, ``perceptual`` of the target frames; ``motion_mse`` over pixels that moved since the context frame, and
     ``copy_motion_mse`` of the context frame itself there; ``codes_used``: share of all codes; ``perplexity`` of the codes.
     """
     segments = chosen.held_out if len(chosen.held_out) else chosen.train
-    net = load(out, device)
+    net = load(context.out, context.device)
     numbers = np.unique(np.linspace(0, len(segments) - 1, HELD_OUT_CLIPS).astype(int))
     sums = dict.fromkeys(("mse", "perceptual", "moved", "motion", "copy", "frames"), 0.0)
     counts = torch.zeros(net.codes)
     for number in numbers.tolist():
-        clip = torch.from_numpy(segments.frames(number, number))
-        context, targets = clip[:1], clip[1:][None]
-        tokens = net.encode(targets, context)
-        made = net.pixels(net.open(net.encode_context(context)), tokens)[0]
-        truth, still = (x.to(made.device).movedim(-1, 1).float() / 255 for x in (targets[0], context))
+        try:
+            clip = torch.from_numpy(segments.frames(number, number))
+        except BadEpisode as bad:
+            context.note(f"held-out episode {bad.episode} was left out: {bad.reason}")
+            continue
+        first, targets = clip[:1], clip[1:][None]
+        tokens = net.encode(targets, first)
+        made = net.pixels(net.open(net.encode_context(first)), tokens)[0]
+        truth, still = (x.to(made.device).movedim(-1, 1).float() / 255 for x in (targets[0], first))
         moved = ((truth - still).abs().amax(1, keepdim=True) > MOVED).float()
         sums["mse"] += float((made - truth).square().mean((1, 2, 3)).sum())
         sums["perceptual"] += float(perceptual(made, truth).sum())
@@ -310,6 +214,8 @@ def held_out(out: Path, chosen: Chosen, device: str) -> dict[str, float]:
         sums["copy"] += float(((still - truth).square().mean(1, keepdim=True) * moved).sum())
         sums["frames"] += len(truth)
         counts += torch.bincount(tokens.flatten().cpu(), minlength=net.codes)
+    if not sums["frames"]:
+        return {}
     share = counts / counts.sum()
     mse, moved_pixels = sums["mse"] / sums["frames"], max(sums["moved"], 1.0)
     return {
@@ -350,10 +256,10 @@ def plan(config: Any, seed: int = 0, processes: int = 1) -> dict[str, Any]:
     data, _ = _latents.folders(config.data, None)
     source = open_dataset(data, config.format)
     try:
-        chosen = choose(replace(config, cache_gib=0.0), source)
+        chosen = choose(wish_of(config), source, decode=False)
     finally:
         source.close()
-    net = _check_net(config, chosen.height, chosen.width)
+    net = sketch(config, chosen.height, chosen.width)
     parameters = sum(p.numel() for p in net.parameters())
     return {
         "episodes": len(chosen.train.lengths),
