@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import torch
 from worldsim.commands._token_windows import TokenWindows
 from worldsim.data import cameras, windows
 from worldsim.data.transforms import Cover
-from worldsim.rl.groups import Prompts
+from worldsim.report.strip import strip
+from worldsim.report.video import write_png
+from worldsim.rl.groups import Collector, Prompts
 from worldsim.rl.step import Shares
 from worldsim.train.order import Order, noise_seed
 
 KEPT_BYTES = 2**30
 """True frames are kept in memory, uint8, when all of them together are no larger."""
+SHOWN = 3
+"""Held-out scenes in the picture of rollouts."""
 TRAIN, LOOK = 1, 2
 """Two kinds of scenes, so that their noise differs."""
 
@@ -112,3 +117,23 @@ class Scenes:
 def only(found: TokenWindows, episodes: Sequence[str]) -> TokenWindows:
     """The windows of some of the episodes."""
     return replace(found, starts={name: found.starts[name] for name in found.starts if name in set(episodes)})
+
+
+@torch.no_grad()
+def draw_rollouts(path: Path, collector: Collector, reference: Any, look: Scenes) -> None:
+    """A picture of a few held-out scenes as they were, as the model began, and as it ended, from the same noise."""
+    device = collector.policy.net.lm_head.weight.device
+    prompts = look.spread(min(SHOWN, len(look.found)), 0, 1).to(device)
+    rows: dict[str, Any] = {}
+    for number in range(len(prompts)):
+        scene = prompts.part(slice(number, number + 1))
+        given = scene.last[:, None]
+        rows[f"truth {number + 1}"] = torch.cat([given, scene.truth], 1)[0]
+        for name, model in (("before", reference), ("after", collector.policy)):
+            drawn = model.sample(scene.prompt, scene.forced, 1, scene.seeds, legal=collector.legal)
+            tokens = model.layout.frames_of(drawn.tokens.clone(), clamp=not collector.legal)
+            frames, _ = collector.decode(scene.context, tokens)
+            frames = (frames[0] * 255).round().byte().movedim(-3, -1)
+            rows[f"{name} {number + 1}"] = torch.cat([given, frames], 1)[0]
+    pictures = {name: frames.cpu().numpy() for name, frames in rows.items()}
+    write_png(path, strip(pictures, range(collector.policy.layout.predicted + 1)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldsim import rewards
 from worldsim.commands import _latents, _tokens
-from worldsim.commands._rlvr_scenes import Scenes, only
+from worldsim.commands._rlvr_scenes import Scenes, draw_rollouts, only
 from worldsim.commands._token_windows import TokenWindows, Wish, cut_for, prepare
 from worldsim.commands._train_token_model import write_tokenizer
 from worldsim.commands._world import load_world
@@ -29,8 +29,6 @@ from worldsim.core.types import Result
 from worldsim.data import columns
 from worldsim.data.split import Split, split_episodes
 from worldsim.formats import open_dataset
-from worldsim.report.strip import strip
-from worldsim.report.video import write_png
 from worldsim.rl.groups import Clock, Collector, Prompts
 from worldsim.rl.loop import HELD_OUT, Improved, Plan, improve
 from worldsim.rl.step import GroupLoss, Shares, Weights
@@ -40,8 +38,7 @@ from worldsim.train.tracking import METRICS, read_rows
 
 VALIDATION_SHARE = 10
 """Where the dataset has no val part of its own, every tenth training episode is looked at instead of learnt from."""
-SHOWN = 3
-"""Held-out scenes in ``rollouts.png``."""
+PICTURE = "rollouts.png"
 
 
 @config
@@ -166,7 +163,7 @@ def run(config: Config, context: RunContext) -> Result:
         watched = [look.spread(max(config.validate.scenes, context.world_size), context.rank, context.world_size)]
         outcome = _improve(config, context, policy, collector, train, watched, shares, learnt, held)
         if context.rank == 0:
-            _draw(context, collector, reference, look)
+            draw_rollouts(context.out / PICTURE, collector, reference, look)
     finally:
         source.close()
     return _report(config, context, learnt, held, outcome)
@@ -304,26 +301,6 @@ def _improve(
         save_to("best"),
         to_values(config),
     )
-
-
-@torch.no_grad()
-def _draw(context: RunContext, collector: Collector, reference: Any, look: Scenes) -> None:
-    """``rollouts.png``: a few held-out scenes as they were, as the model began, and as it ended, from the same noise."""
-    device = collector.policy.net.lm_head.weight.device
-    prompts = look.spread(min(SHOWN, len(look.found)), 0, 1).to(device)
-    rows: dict[str, Any] = {}
-    for number in range(len(prompts)):
-        scene = prompts.part(slice(number, number + 1))
-        given = scene.last[:, None]
-        rows[f"truth {number + 1}"] = torch.cat([given, scene.truth], 1)[0]
-        for name, model in (("before", reference), ("after", collector.policy)):
-            drawn = model.sample(scene.prompt, scene.forced, 1, scene.seeds, legal=collector.legal)
-            tokens = model.layout.frames_of(drawn.tokens.clone(), clamp=not collector.legal)
-            frames, _ = collector.decode(scene.context, tokens)
-            frames = (frames[0] * 255).round().byte().movedim(-3, -1)
-            rows[f"{name} {number + 1}"] = torch.cat([given, frames], 1)[0]
-    pictures = {name: frames.cpu().numpy() for name, frames in rows.items()}
-    write_png(context.out / "rollouts.png", strip(pictures, range(collector.policy.layout.predicted + 1)))
 
 
 def _report(config: Config, context: RunContext, learnt: TokenWindows, held: TokenWindows, outcome: Improved) -> Result:
