@@ -28,9 +28,10 @@ TINY = 1e-12
 
 
 def perceptual(pred: Tensor, truth: Tensor) -> Tensor:
-    """Distance of each pair: 0 for equal pictures and never negative, symmetric, at most 2.
+    """Distance of each pair: 0 for equal pictures, never negative, symmetric, always below 3.
 
-    Black against white is 1 (all colour); noise against grey, which differ in every edge, nears 1 as well.
+    Black against white is 1, blue against yellow 1.8 (all colour, no edge); noise against grey, which differs in every edge
+    and in contrast, about 0.9.
 
     Args:
         pred, truth: float ``[B, 3, H, W]`` in 0 … 1, H and W at least 8. Gradients flow to both; fp32 inside.
