@@ -93,7 +93,8 @@ def choose(
     tried: list[dict[str, Any]] = []
     episodes: list[str] = []
     for temperature, k in search.points():
-        studio = Studio(replace(own, temperature=temperature, top_k=k), model, source, context.seed, context.note)
+        told = replace(own, temperature=temperature, top_k=k)
+        studio = Studio(told, model, source, context.seed, lambda text: context.note(f"validation episodes: {text}"))
         agenda = studio.agenda()
         both = {p.episode for p in agenda.scenes} & {p.episode for p in scored.scenes}
         if both:

@@ -111,7 +111,7 @@ class Studio:
         self.spec = SceneSpec(
             camera=self._camera(),
             frames=order.frames,
-            start=order.start,
+            start=self._start(),
             delay=self.needs.action_delay,
             history=self.needs.context_frames,
             size=(self.needs.height, self.needs.width) if self.needs.height else None,
@@ -124,6 +124,13 @@ class Studio:
             model.set_sampling(order.steps, order.guidance)
         if isinstance(model, SupportsTemperature):
             model.set_temperature(order.temperature, order.top_k)
+
+    def _start(self) -> int | None:
+        """The given frame; as late as a model needs that cannot do without its history, unless it was chosen."""
+        lacking = self.needs.least_context - 1
+        if self.order.start is not None or not lacking:
+            return self.order.start
+        return self.needs.action_delay + lacking * stride_for(self.source.card.fps, _rate(self.needs, self.order.fps))
 
     def agenda(self) -> Agenda:
         """Look at the numbers of every chosen episode (no frame is decoded): what can be imagined, what cannot.

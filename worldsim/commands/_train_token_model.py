@@ -215,6 +215,7 @@ def _card(config: Config, windows: TokenWindows, bins: TokenActions, tokenizer: 
         bins=bins.card(),
         sampling=Sampling(config.sampling.temperature, config.sampling.top_k),
         legal=config.legal,
+        short_history=config.short_history > 0,
         train_episodes=tuple(windows.episodes),
     )
 

@@ -107,6 +107,7 @@ class Needs:
             ``plugin@fingerprint`` of the column kind ``actions`` (optional attribute ``action_column``).
         teacher_forced: whether its action rows have seen the true frames that it is to imagine (optional attribute).
         train_episodes: ids of the episodes that it was trained on (optional attribute); empty where it does not say.
+        least_context: given frames without which it is asked what it never learnt (optional attribute); it takes fewer.
     """
 
     height: int
@@ -119,6 +120,7 @@ class Needs:
     action_column: str
     teacher_forced: bool = False
     train_episodes: tuple[str, ...] = ()
+    least_context: int = 1
 
 
 def needs(model: WorldModel) -> Needs:
@@ -134,6 +136,7 @@ def needs(model: WorldModel) -> Needs:
         action_column=getattr(model, "action_column", None) or "raw",
         teacher_forced=bool(getattr(model, "teacher_forced", False)),
         train_episodes=tuple(getattr(model, "train_episodes", ())),
+        least_context=getattr(model, "least_context", 1),
     )
 
 

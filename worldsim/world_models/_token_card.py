@@ -43,6 +43,7 @@ class TokenCard:
         bins: ranges of the action bins (``data.token_actions``), from training episodes alone.
         sampling: the defaults of a rollout.
         legal: whether its probabilities are over the legal codes of a position; False is the whole vocabulary, as released.
+        short_history: whether it has learnt to go on from fewer frames than its history.
         train_episodes: ids of the episodes it has seen.
     """
 
@@ -60,6 +61,7 @@ class TokenCard:
     bins: dict[str, Any]
     sampling: Sampling = Sampling()
     legal: bool = True
+    short_history: bool = True
     train_episodes: tuple[str, ...] = field(default=())
 
     def with_sampling(self, temperature: float | None, top_k: int | None) -> TokenCard:

@@ -50,6 +50,7 @@ class TokenAR:
         self.bins = TokenActions.from_card(card.bins)
         self.height, self.width, self.fps, self.camera = card.height, card.width, card.fps, card.camera
         self.context_frames = card.layout.history
+        self.least_context = 1 if card.short_history else card.layout.history
         self.action_spec: ActionSpec | None = card.action_spec
         self.action_delay, self.train_episodes = card.action_delay, card.train_episodes
         self.past: np.ndarray | None = None
