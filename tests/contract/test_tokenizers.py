@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -104,9 +107,13 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path) -> None:
 
 def test_a_token_models_own_copy_is_found(tokenizer, tmp_path) -> None:
     tokenizer.save(tmp_path / "run" / "checkpoint" / "tokenizer")
-    (tmp_path / "run" / "checkpoint" / "card.json").write_text('{"world_model": "token-ar"}')
+    card = {"world_model": "token-ar", "tokenizer": {"name": tokenizer.name, "digest": "…"}}
+    (tmp_path / "run" / "checkpoint" / "card.json").write_text(json.dumps(card))
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint", tmp_path / "run" / "checkpoint" / "tokenizer"):
         assert tokenizers.load(folder).codes == tokenizer.codes
+    shutil.rmtree(tmp_path / "run" / "checkpoint" / "tokenizer")
+    with pytest.raises(UserError, match="holds no trained tokenizer"):
+        tokenizers.load(tmp_path / "run")
 
 
 def test_a_weight_that_does_not_fit_is_named(tokenizer, tmp_path) -> None:

@@ -55,7 +55,8 @@ def find(run: Path) -> Path:
 
     places = (run / "checkpoint" / FOLDER, run / FOLDER, run / "checkpoint", run)
     for folder in places:
-        if (folder / CARD_FILE).exists() and "tokenizer" in read_json(folder / CARD_FILE):
+        card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).exists() else None
+        if isinstance(card, dict) and isinstance(card.get("tokenizer"), str):  # a token model's card holds a mapping there
             return folder
     for folder in places:
         if _released.is_released(folder):
