@@ -65,21 +65,19 @@ def sampler_part(options: argparse.Namespace) -> dict[str, Any]:
         "kept": plain.PlainSampler(llama, work, keep=True, cache=options.cache),
     }
     going = {name: arm.frames() for name, arm in arms.items()}
-    rates = []
     for frame in range(options.frames):
         with meter.stage("ours"):
             tokens = ours.draw_all(net, work)
         for name, frames in going.items():
             with meter.stage(name):
                 next(frames)
-        rates.append(work_of.machine_rates(work.dtype))
-        print(f"frame {frame + 1} of {options.frames}: " + said(meter.wall), file=sys.stderr, flush=True)
+        print(f"frame {frame + 1} of {options.frames}: " + said(meter), file=sys.stderr, flush=True)
     for frames in going.values():
         next(frames, None)
     same = {name: same_share(tokens.flatten(0, 1), arm.tokens, work) for name, arm in arms.items()}
     meter.wall["ours"] /= options.frames
     meter.cpu["ours"] /= options.frames
-    rate = {name: max(r[name] for r in rates) for name in ("macs", "bytes")}
+    rate = work_of.machine_rates(work.dtype)
     macs, read = work_of.floor_macs(work)["sample"] / rate["macs"], work_of.floor_bytes(work) / rate["bytes"]
     print(f"{'sampling':<12}{'s':>10}{'cpu s':>10}{'tokens/s':>10}{'peak MB':>10}{'same tokens':>13}")
     for name in ("ours", *arms):
@@ -119,12 +117,12 @@ def iteration_part(options: argparse.Namespace) -> dict[str, Any]:
         net = work.net()
         spent, groups = ours.iteration(net, work.net().requires_grad_(False), work, tokenizer, judge, prompts)
         mine.add(spent, 0.5)
-        print(f"ours, turn {turn + 1}: {said(spent.wall)}", file=sys.stderr, flush=True)
+        print(f"ours, turn {turn + 1}: {said(spent)}", file=sys.stderr, flush=True)
         ends.append(net)
         if turn == 0:
             llama = work.net().to_llama().requires_grad_(True)
             theirs, written = plain.iteration(llama, work, tokenizer, judge, prompts, options.cache)
-            print(f"plain: {said(theirs.wall)}", file=sys.stderr, flush=True)
+            print(f"plain: {said(theirs)}", file=sys.stderr, flush=True)
     seconds = {name: sum(meter.wall[stage] for stage in STAGES) for name, meter in (("ours", mine), ("plain", theirs))}
     cpu = {name: sum(meter.cpu[stage] for stage in STAGES) for name, meter in (("ours", mine), ("plain", theirs))}
     titles = ("ours s", "plain s", "ratio", "ours tok/s", "plain tok/s", "ours MB", "plain MB")
@@ -180,8 +178,9 @@ def rounded(values: dict[str, float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in values.items()}
 
 
-def said(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+def said(meter: Meter) -> str:
+    """Seconds so far, wall and processor."""
+    return ", ".join(f"{name} {wall:.1f} s ({meter.cpu[name]:.1f} cpu)" for name, wall in meter.wall.items())
 
 
 def main() -> int:
