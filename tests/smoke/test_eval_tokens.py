@@ -21,6 +21,7 @@ CONTROL = {
     "baseline": "base",
     "control": True,
     "control_temperatures": (0.0, 0.5),
+    "control_top_k": (0, 1, 5),
     "validation": "0,1",
     "episodes": "2,3,4",
 }
@@ -69,11 +70,13 @@ def test_the_baselines_temperature_is_chosen_on_other_episodes(tmp_path: Path, d
     choice = told(tmp_path)["control_choice"]
     assert len(choice["episodes"]) == 2
     assert set(choice["episodes"]).isdisjoint(told(tmp_path)["episodes"])
-    assert [one["temperature"] for one in choice["tried"]] == [0.0, 0.5]
+    assert [(one["temperature"], one["top_k"]) for one in choice["tried"]] == [(0.0, 0), (0.5, 0), (0.5, 5)]
     best = min(choice["tried"], key=lambda one: one["motion_mse"])
     assert choice["temperature"] == best["temperature"]
     chosen = sorted((tmp_path / "control" / "frames").glob("*.npz"))
-    run_infer(tmp_path / "again", data, "base", frames=4, episodes="2,3,4", temperature=best["temperature"])
+    run_infer(
+        tmp_path / "again", data, "base", frames=4, episodes="2,3,4", temperature=best["temperature"], top_k=best["top_k"]
+    )
     again = sorted((tmp_path / "again" / "frames").glob("*.npz"))
     assert all(np.array_equal(load(a).pred, load(b).pred) for a, b in zip(chosen, again, strict=True))
 

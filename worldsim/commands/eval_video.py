@@ -102,8 +102,8 @@ class Config:
     clips: int = 8
     allow_teacher_forced: bool = False
     control: bool = False
-    control_temperatures: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    control_top_k: tuple[int, ...] = (0,)
+    control_temperatures: tuple[float, ...] = (0.0, 0.5, 0.75, 1.0)
+    control_top_k: tuple[int, ...] = (0, 16)
     control_metric: str = "motion_mse"
     control_episodes: int | None = 16
     validation: str | None = None
