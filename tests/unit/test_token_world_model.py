@@ -199,6 +199,27 @@ def test_the_checkpoint_stands_alone(run: Path, data: Path) -> None:
         model.attach(other)
 
 
+def test_it_begins_from_a_run_or_from_transformers_own_files(tmp_path: Path, data: Path, run: Path) -> None:
+    """With a learning rate of 0 the weights stay those of ``init``, through transformers' class and back."""
+    model = load_world(run)
+    model.net.to_llama().save_pretrained(tmp_path / "llama")
+    layout, name = model.layout, model.card.tokenizer["name"]
+    same = {
+        "history": layout.history,
+        "predicted": layout.predicted,
+        "tokenizer": name,
+        "context_back": model.card.context_back,
+    }
+    model.bins.save(tmp_path / "ranges.json")
+    for number, init in enumerate((run, tmp_path / "llama")):
+        more = {"init": str(init), "actions.ranges": str(tmp_path / "ranges.json"), "train.lr": 0.0, "train.steps": 1}
+        again = load_world(train(tmp_path / str(number), data, **same, **more))
+        assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), model.net.parameters(), strict=True))
+        assert again.bins == model.bins
+    with pytest.raises(UserError, match="this recipe NetSpec"):
+        train(tmp_path / "other", data, **same, **{"init": str(run), "net.width": 64})
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -20,7 +20,7 @@ from worldsim.commands import _latents, _tokens
 from worldsim.commands._token_windows import TokenWindows, Wish, cut_for, prepare
 from worldsim.core.config import config, to_values
 from worldsim.core.errors import UserError
-from worldsim.core.files import replacing
+from worldsim.core.files import read_json, replacing
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
 from worldsim.data import columns
@@ -52,10 +52,12 @@ class Net:
 @config
 class Actions:
     """How action numbers become ids: ``bins`` equal steps over the training episodes' ``minmax``, or over their 1 % to 99 %
-    ``quantile`` range (outliers then share the outermost bins)."""
+    ``quantile`` range (outliers then share the outermost bins). ``ranges``: a JSON file of ``low`` and ``high`` per number (and
+    ``bins``, ``kind``) instead, such as those that released weights were trained with."""
 
     bins: int = 256
     range: Literal["minmax", "quantile"] = "quantile"
+    ranges: str | None = None
 
 
 @config
@@ -83,6 +85,7 @@ class Config:
         actions: see its class. action_delay: rows between a command and its effect.
         legal: learn probabilities over the legal codes alone; false is the whole vocabulary, as released.
         encode_batch: frames per forward pass of the tokenizer.
+        init: begin from these weights, a token model's run or a folder of transformers' ``LlamaForCausalLM``; null is random.
         net, train, sampling: see their classes.
         columns: where columns go when the dataset is read-only; the dataset itself when null.
         max_rejected: how many bad train episodes are accepted before the command fails.
@@ -105,6 +108,7 @@ class Config:
     action_delay: int = 0
     legal: bool = True
     encode_batch: int = 16
+    init: str | None = None
     net: Net = Net()
     train: Training = Training()
     sampling: Draw = Draw()
@@ -126,14 +130,16 @@ def run(config: Config, context: RunContext) -> Result:
     folder = _tokenizer(config)
     wish = _wish(config)
     context.reads("data", wish.data)
-    context.reads("tokenizer", Path(str(config.tokenizer)))
+    for name, text in (("tokenizer", config.tokenizer), ("init", config.init), ("ranges", config.actions.ranges)):
+        if text is not None:
+            context.reads(name, Path(text))
     source = open_dataset(wish.data, config.format)
     try:
         tokenizer = tokenizers.load(folder, context.device)
         windows = prepare(wish, source, tokenizer, context.device, rank=context.rank, world_size=context.world_size)
         for episode, reason in windows.rejected.items():
             context.note(f"episode {episode} was left out: {reason}")
-        bins = TokenActions.fit(np.concatenate(list(windows.actions.values())), config.actions.bins, config.actions.range)
+        bins = _bins(config, windows)
         card = _card(config, windows, bins, tokenizer)
     finally:
         source.close()
@@ -169,6 +175,19 @@ def _wish(config: Config) -> Wish:
         batch=config.encode_batch,
         max_rejected=config.max_rejected,
     )
+
+
+def _bins(config: Config, windows: TokenWindows) -> TokenActions:
+    """Ranges of the training episodes' actions, or those that were given."""
+    wanted = config.actions
+    if wanted.ranges is None:
+        return TokenActions.fit(np.concatenate(list(windows.actions.values())), wanted.bins, wanted.range)
+    bins = TokenActions.load(Path(wanted.ranges))
+    if (bins.width, bins.bins) != (windows.action_spec.dim, wanted.bins):
+        raise UserError(
+            f"{wanted.ranges} has {bins.bins} bins of {bins.width} numbers; here are {wanted.bins} of {windows.action_spec.dim}"
+        )
+    return bins
 
 
 def layout_of(config: Config, tokenizer: Any, action_tokens: int) -> Layout:
@@ -225,7 +244,7 @@ def _train_phase(
 ) -> tuple[Outcome, int]:
     """The loop over windows from columns; writes ``checkpoint/`` and ``state/``."""
     torch.manual_seed(context.seed)
-    net = TokenNet(card.net)
+    net = _net(config, card)
     module = TokenLoss(net, card.layout, card.legal)
     settings = config.train
     share = (settings.batch, settings.accumulate, context.rank, context.world_size)
@@ -242,6 +261,26 @@ def _train_phase(
 
     outcome = fit(module, fetch, settings, context, save, to_values(config))
     return outcome, sum(p.numel() for p in net.parameters())
+
+
+def _net(config: Config, card: TokenCard) -> TokenNet:
+    """Random weights, or those of ``init``.
+
+    Raises:
+        UserError: there are none, or they are of another size; names the key.
+    """
+    if config.init is None:
+        return TokenNet(card.net)
+    folder = Path(config.init)
+    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    if (folder / "config.json").exists():
+        found = NetSpec.from_llama(read_json(folder / "config.json"))
+    else:
+        found = TokenCard.read(folder / checkpoint.CARD).net
+    if found != card.net:
+        raise UserError(f"{config.init} has {found}, this recipe {card.net}", "worldsim train … --set net.layers=12")
+    tensors = checkpoint.read_weights(folder / checkpoint.WEIGHTS)
+    return TokenNet.from_llama({name: tensor.float() for name, tensor in tensors.items()}, card.net)
 
 
 def sequences(
