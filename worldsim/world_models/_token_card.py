@@ -61,7 +61,7 @@ class TokenCard:
     bins: dict[str, Any]
     sampling: Sampling = Sampling()
     legal: bool = True
-    short_history: bool = True
+    short_history: bool = False
     train_episodes: tuple[str, ...] = field(default=())
 
     def with_sampling(self, temperature: float | None, top_k: int | None) -> TokenCard:

@@ -99,6 +99,7 @@ class TokenAR:
             action_delay=0,
             rows_per_frame=1,
             bins=bins.card(),
+            short_history=True,
         )
         return cls(net, card, tokenizer)
 
