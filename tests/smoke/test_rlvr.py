@@ -239,3 +239,23 @@ def test_compat_draws_from_the_whole_vocabulary_and_a_dry_run_says_what_it_takes
     assert plan["futures_per_iteration"] == 16
     assert plan["updates"] == 4
     assert plan["episodes"] == 4
+
+
+def test_another_temperature_is_where_learning_begins_and_what_the_checkpoint_draws_at(world: Path, tmp_path: Path) -> None:
+    """Probabilities are those of the base at 0.5; a run that learns nothing leaves its weights and says 0.5."""
+    _, values = load_recipe("rlvr", "smoke")
+    model = rlvr._model(build(rlvr.Config, {**values, "model": str(world / KINDS[1]), "temperature": 0.5}), "cpu")
+    base: Any = load_world(world / KINDS[1])
+    layout, generator = base.layout, torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, layout.codes, (2, layout.prompt_length), generator=generator)
+    responses = torch.randint(0, layout.codes, (2, 3, layout.response_length), generator=generator)
+    expected = base.net.log_probs(prompt, responses, layout.response, temperature=0.5)
+    torch.testing.assert_close(model.log_probs(prompt, responses), expected)
+    still = ["--set", "temperature=0.5", "--set", "update.lr=0", "--set", "validate.every=0"]
+    assert main(command(world, tmp_path / "rl", *still, kind=KINDS[1])) == 0
+    before, after = (
+        checkpoint.read_weights(run / "checkpoint/model.safetensors") for run in (world / KINDS[1], tmp_path / "rl")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    tuned: Any = load_world(tmp_path / "rl")
+    assert (base.card.sampling.temperature, tuned.card.sampling.temperature) == (1.0, 0.5)

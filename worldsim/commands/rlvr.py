@@ -36,6 +36,7 @@ from worldsim.train import checkpoint
 from worldsim.train.settings import Training
 from worldsim.train.tracking import METRICS, read_rows
 
+HEAD = "lm_head.weight"
 VALIDATION_SHARE = 10
 """Where the dataset has no val part of its own, every tenth training episode is looked at instead of learnt from."""
 PICTURE = "rollouts.png"
@@ -81,6 +82,10 @@ class Config:
         kl: weight of the distance to the reference (k3). clip, dual_clip: bounds of the probability ratio.
         uniform_std: divide advantages by the mean deviation of all groups instead of each group's own.
         per_frame: credit a frame's tokens with it and what follows (reward to go), instead of with the mean of all frames.
+        per_cell: credit a token with the error of the picture around it alone, where the reward is a sum over pixels (mse,
+            mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its doing.
+        temperature: of drawing and of learning. Below 1 the base's own best temperature can be where reinforcement begins, so
+            that it learns more than to sharpen; the checkpoint's rollouts are then drawn at it by default.
         compat: ``released`` samples and normalises over the whole vocabulary, and takes an illegal id for the last code.
         together: scenes in one call of the sampler.
         update, validate: see their classes.
@@ -108,6 +113,8 @@ class Config:
     dual_clip: float = 3.0
     uniform_std: bool = False
     per_frame: bool = False
+    per_cell: bool = False
+    temperature: float = 1.0
     compat: Literal["released"] | None = None
     together: int = 8
     update: Update = Update()
@@ -127,6 +134,10 @@ class Config:
             raise ValueError(f"group_size must be at least 2, not {self.group_size}: a future is judged beside the others")
         if not (0 < self.clip < 1 < self.dual_clip) or self.kl < 0:
             raise ValueError("clip must lie between 0 and 1, dual_clip above 1, and kl must not be negative")
+        if self.per_cell and self.uniform_std:
+            raise ValueError("per_cell and uniform_std are two ways to scale advantages; choose one")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if self.update.micro < 1 or self.validate.every < 0 or min(self.validate.scenes, self.validate.samples) < 1:
             raise ValueError(
                 "update.micro, validate.scenes and validate.samples must be at least 1, validate.every at least 0"
@@ -158,6 +169,7 @@ def run(config: Config, context: RunContext) -> Result:
             micro=config.update.micro,
             legal=config.compat is None,
             per_frame=config.per_frame,
+            per_cell=config.per_cell,
             clock=Clock(context.device),
         )
         watched = [look.spread(max(config.validate.scenes, context.world_size), context.rank, context.world_size)]
@@ -185,7 +197,10 @@ def _model(config: Config, device: str) -> Any:
             f"{config.model} cannot say how likely its futures are: only token world models can be reinforced",
             "worldsim train --config token_multi_step DATA",
         )
-    model.net.requires_grad_(True)  # type: ignore[attr-defined]
+    net = model.net  # type: ignore[attr-defined]
+    with torch.no_grad():
+        net.lm_head.weight /= config.temperature  # every probability is then one at that temperature; undone when saved
+    net.requires_grad_(True)
     return model
 
 
@@ -280,12 +295,14 @@ def _improve(
         policy, Weights(config.kl, config.clip, config.dual_clip), config.compat is None, bf16=config.update.bf16
     )
     seen = tuple(sorted({*policy.card.train_episodes, *learnt.episodes, *held.episodes}))
-    card = replace(policy.card, train_episodes=seen).to_json()
+    temperature = None if config.temperature == 1 else config.temperature
+    card = replace(policy.card, train_episodes=seen).with_sampling(temperature, None).to_json()
 
     def save_to(name: str) -> Any:
         def save(tensors: dict[str, Tensor], step: int) -> None:
             write_tokenizer(policy.tokenizer, context.out / name)
-            checkpoint.write_checkpoint(context.out / name, tensors, card, step)
+            whole = {**tensors, HEAD: tensors[HEAD] * config.temperature}
+            checkpoint.write_checkpoint(context.out / name, whole, card, step)
 
         return save
 

@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from worldsim.core import registry
 from worldsim.core.errors import UserError
+from worldsim.rewards._cells import PIXELWISE, cells
 
 Reward = Callable[..., Tensor]
 EXAMPLE = "worldsim rlvr DATA --model RUN --reward 0.5*mse+repetition"
@@ -47,6 +49,19 @@ class Combined:
         """The weighted sum of :meth:`parts`, ``[P, n, F]``."""
         weighted = [weight * parts[name] for weight, name, _ in self.terms]
         return sum(weighted[1:], start=weighted[0])
+
+    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The weighted sum with each token's own share of what is a sum over pixels (:mod:`worldsim.rewards._cells`) and the
+        whole of everything else, ``[P, n, F, L]``.
+
+        Args:
+            parts: from :meth:`parts`. grid: rows and columns of a frame's tokens.
+        """
+        total = torch.zeros(*prediction.shape[:3], grid[0] * grid[1], device=prediction.device)
+        for weight, name, _ in self.terms:
+            own = cells(name, prediction, truth, grid) if name in PIXELWISE else parts[name][..., None]
+            total = total + weight * own
+        return total
 
     def __call__(
         self, prediction: Tensor, truth: Tensor, tokens: Tensor, last: Tensor, given: Tensor | None = None

@@ -27,7 +27,9 @@ DECODED = 64
 
 
 class Codec(Protocol):
-    """What a tokenizer must offer here; see ``worldsim.tokenizers``."""
+    """What a tokenizer must offer here; see ``worldsim.tokenizers``. ``grid``: rows and columns of a frame's tokens."""
+
+    grid: tuple[int, int]
 
     def open(self, context: Tensor) -> Any:
         """What decoding needs of the context frames, from their tokens ``[B, Lc]``."""
@@ -46,6 +48,8 @@ class Judge(Protocol):
     ) -> dict[str, Tensor]: ...
 
     def total(self, parts: dict[str, Tensor]) -> Tensor: ...
+
+    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor: ...
 
 
 @dataclass
@@ -87,7 +91,8 @@ class Groups:
     Attributes:
         prompt: int64 ``[P, Lp]``. responses: int64 ``[P, n, Lr]``. old: log-probabilities recorded while sampling, fp32
             ``[P, n, Lr]``, 0 where forced. reference: those of the reference; equal to ``old`` where none was asked.
-        values: what each frame's tokens are credited with, ``[P, n, F]`` (``objectives.returns``), before z-scores.
+        values: what each frame's tokens are credited with, ``[P, n, F]`` (``objectives.returns``), before z-scores; or each
+            token by itself, ``[P, n, F L]``.
         numbers: name -> (sum, count), for the records.
     """
 
@@ -141,6 +146,7 @@ class Collector:
         legal: mask ids that a position cannot have, in sampling and in both log-probabilities; without it the whole
             vocabulary takes part and an illegal id is decoded as the last code, as in the released pipeline.
         per_frame: credit each frame with itself and what follows, instead of with the mean of all.
+        per_cell: credit each token with its part of the picture alone, where the reward is a sum over pixels.
     """
 
     policy: SupportsLogProb
@@ -152,6 +158,7 @@ class Collector:
     micro: int = 1
     legal: bool = True
     per_frame: bool = False
+    per_cell: bool = False
     clock: Clock = field(default_factory=Clock)
 
     @torch.no_grad()
@@ -197,7 +204,10 @@ class Collector:
         numbers |= {"reward": _mean(rewards), "mse": _mean(error), "distinct": (share, 1.0)}
         numbers["repetition"] = _mean(repeats(tokens, prompt.given).float())
         numbers["reward_std"] = (float(rewards.mean(-1).std()) if self.size > 1 else 0.0, 1.0)
-        return returns(rewards, self.per_frame), numbers
+        if not self.per_cell:
+            return returns(rewards, self.per_frame), numbers
+        own = self.judge.cells(parts, prediction, truth, self.codec.grid).transpose(-1, -2)
+        return returns(own, self.per_frame).transpose(-1, -2).flatten(-2), numbers
 
     def decode(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, float]:
         """float32 ``[1, n, F, 3, H, W]`` of one group's tokens ``[1, n, F, L]``, and which share of the frames was decoded.

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldsim.core.console import progress
 from worldsim.core.runs import RunContext
 from worldsim.rl.groups import Collector, Groups, Prompts, added
+from worldsim.rl.objectives import cell_scale
 from worldsim.rl.step import Feed, GroupLoss, Shares, means, shared_scale
 from worldsim.train.loop import Run, stoppable
 from worldsim.train.settings import Training
@@ -149,6 +150,12 @@ class _Improvement:
             tracker.close()
         return Improved(self.done, first, time.monotonic() - began, self.best)
 
+    def _scale(self, values: Tensor) -> Tensor | None:
+        """What advantages are divided by; None is each group's own deviation."""
+        if self.collector.per_cell:
+            return cell_scale(values, self.collector.policy.layout.predicted)
+        return shared_scale(values) if self.plan.uniform_std else None
+
     def _iterate(self, prompts: Prompts, waited: float) -> dict[str, float]:
         """One iteration; returns its row of ``metrics.jsonl``."""
         plan, clock, loss = self.plan, self.collector.clock, self.loss
@@ -158,7 +165,7 @@ class _Improvement:
         groups = self.collector.collect(prompts.to(device), self.done + 1)
         self.loss.train()
         with clock.stage("update"):
-            feed = Feed(groups, shares, shared_scale(groups.values) if plan.uniform_std else None, self.run.step)
+            feed = Feed(groups, shares, self._scale(groups.values), self.run.step)
             norms = [self.run.advance(feed) for _ in range(shares.updates)]
         self.done += 1
         row = {"step": self.done, **means(added([groups.numbers, *loss.seen]), device)}

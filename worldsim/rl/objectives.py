@@ -108,7 +108,25 @@ def objective(
     return Objective(policy + kl_weight * kl, policy, kl, idle.detach())
 
 
+def cell_scale(values: Tensor, frames: int) -> Tensor:
+    """One deviation for all cells of a frame, the root mean square of theirs: cells where nothing happens stay quiet.
+
+    Args:
+        values: ``[P, n, F L]``, frame by frame. frames: F.
+
+    Returns:
+        ``[P, 1, F L]``, for :func:`advantages`.
+    """
+    own = group_std(values).unflatten(-1, (frames, -1))
+    return own.square().mean(-1, keepdim=True).sqrt().expand_as(own).flatten(-2)
+
+
 def per_token(advantage: Tensor, frame_of: Tensor) -> Tensor:
-    """``[P, n, F]`` -> ``[P, n, L]``: each token gets its frame's advantage, forced ones (``frame_of`` -1) get 0."""
-    spread = advantage[..., frame_of.clamp(min=0)]
-    return spread * (frame_of >= 0)
+    """``[P, n, F]`` -> ``[P, n, L]``: each token gets its frame's advantage, forced ones (``frame_of`` -1) get 0.
+
+    With an advantage for every drawn token, in order, each gets its own.
+    """
+    drawn = frame_of >= 0
+    own = advantage.shape[-1] == int(drawn.sum())
+    index = (drawn.long().cumsum(0) - 1) if own else frame_of
+    return advantage[..., index.clamp(min=0)] * drawn
