@@ -63,7 +63,8 @@ class PlainSampler:
 def iteration(
     llama: LlamaForCausalLM, work: Work, tokenizer: Any, judge: Any, prompts: Prompts, cache: str
 ) -> tuple[Meter, Tensor]:
-    """Sample, decode, reward, reference, update: one optimiser step. ``llama``'s weights change. Also the tokens
+    """Sample, decode, reward, old log-probabilities (as the released pipeline: the sampler's are not used), those of the
+    reference, update: one optimiser step. ``llama``'s weights change. Also the tokens
     ``[P * N, Lr]``."""
     meter, size = Meter(), work.size
     with meter.stage("sample"):
@@ -78,16 +79,16 @@ def iteration(
         values = _rewards(torch.cat(driver), tokens, judge, prompts, size)
     optimiser = torch.optim.AdamW(llama.parameters(), lr=5e-5, weight_decay=0.01)
     advantage = per_token(advantages(returns(values)), frame_of(work.layout.response)).flatten(0, 1)
+    with meter.stage("old"), torch.no_grad():
+        old = torch.cat([_log_probs(llama, part, work) for part in ids.split(2 * MICRO)])
     with meter.stage("reference"), torch.no_grad():
         known = torch.cat([_log_probs(llama, part, work) for part in ids.split(2 * MICRO)])
     with meter.stage("update"):
-        mask, parts = (
-            frame_of(work.layout.response) >= 0,
-            list(zip(ids.split(MICRO), known.split(MICRO), advantage.split(MICRO))),
-        )
-        for part, reference, credit in parts:
+        mask = frame_of(work.layout.response) >= 0
+        parts = list(zip(*(rows.split(MICRO) for rows in (ids, old, known, advantage))))
+        for part, before, reference, credit in parts:
             now = _log_probs(llama, part, work)
-            (objective(now, now.detach(), reference, credit, mask).loss / len(parts)).backward()
+            (objective(now, before, reference, credit, mask).loss / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
         optimiser.step()
     return meter, sampler.tokens

@@ -3,10 +3,11 @@
 Sampling at the released geometry (12 layers x 768, prompt 1373, group 16, three frames of 80 drawn and 13 given tokens): ours;
 LlamaForCausalLM with a cache inside each frame, the whole prefix of every sample going in again for each frame
 (`sampler_ratio`); and with its cache kept over all frames (`generate_ratio`). Then one whole iteration at 4 layers x 256 (prompt
-1373, response 651, group 16, 2 prompts): sample, decode, reward, reference, update (`ratio`). Random weights; both arms draw
-with the same noise and write the same tokens, and the updated weights are compared. Arms take turns: ours runs whole before
-each frame of the others, and its mean counts. `floor_ratio` is the time of the unavoidable multiply-adds at this machine's
-matrix product rate over ours. Last line: one JSON object.
+1373, response 651, group 16, 2 prompts): sample, decode, reward, log-probabilities of the policy and of the reference, update
+(`ratio`; `ratio_without_old` spares the plain pipeline the policy's, which ours records while sampling). Random weights; both
+arms draw with the same noise and write the same tokens, and the updated weights are compared. Arms take turns: ours runs whole
+before each frame of the others, and its mean counts. `floor_ratio` is the time of the unavoidable multiply-adds at this
+machine's matrix product rate over ours. Last line: one JSON object.
 
     python scripts/bench/rlvr.py [--quick] [--only sampler|iteration] [--dtype float32] [--cache static|dynamic] [--frames 3]
 """
@@ -34,7 +35,8 @@ from worldsim.rl.groups import Prompts
 from worldsim.world_models._token_layout import Layout
 from worldsim.world_models._token_net import NetSpec
 
-STAGES = ("sample", "decode", "reward", "reference", "update")
+STAGES = ("sample", "decode", "reward", "old", "reference", "update")
+"""``old``: log-probabilities of the policy that drew; ours records them while sampling."""
 
 
 def arguments() -> argparse.Namespace:
@@ -108,7 +110,7 @@ def iteration_part(options: argparse.Namespace) -> dict[str, Any]:
         spec, size, pixels = NetSpec(layout.vocab, 2, 32, 64, 2), 4, (16, 24, (8, 8))
     else:
         layout = Layout.released_multi()
-        spec, size, pixels = NetSpec(layout.vocab, 4, 256, 1024, 4), 16, (64, 80, (16, 32))
+        spec, size, pixels = NetSpec(layout.vocab, 4, 256, 1024, 4), 16, (64, 80, (8, 16))
     work = Work.make(layout, spec, size, layout.predicted, 2, torch.float32)
     tokenizer, judge = work_of.tokenizer_of(layout, *pixels), rewards.load(options.reward)
     prompts = scenes(work, *pixels[:2])
@@ -123,25 +125,29 @@ def iteration_part(options: argparse.Namespace) -> dict[str, Any]:
             llama = work.net().to_llama().requires_grad_(True)
             theirs, written = plain.iteration(llama, work, tokenizer, judge, prompts, options.cache)
             print(f"plain: {said(theirs)}", file=sys.stderr, flush=True)
-    seconds = {name: sum(meter.wall[stage] for stage in STAGES) for name, meter in (("ours", mine), ("plain", theirs))}
-    cpu = {name: sum(meter.cpu[stage] for stage in STAGES) for name, meter in (("ours", mine), ("plain", theirs))}
+    mine.wall["old"], mine.cpu["old"] = 0.0, 0.0
+    arms = {"ours": mine, "plain": theirs}
+    seconds = {name: sum(meter.wall[stage] for stage in STAGES) for name, meter in arms.items()}
+    cpu = {name: sum(meter.cpu[stage] for stage in STAGES) for name, meter in arms.items()}
     titles = ("ours s", "plain s", "ratio", "ours tok/s", "plain tok/s", "ours MB", "plain MB")
     print(f"{'iteration':<12}" + "".join(f"{title:>12}" for title in titles))
     for stage in STAGES:
         one, two = mine.wall[stage], theirs.wall[stage]
-        row = (work.sampled / one, work.sampled / two, mine.grown.get(stage, 0), theirs.grown.get(stage, 0))
-        print(f"{stage:<12}{one:>12.3f}{two:>12.3f}{two / one:>12.2f}" + "".join(f"{value:>12.0f}" for value in row))
+        fast = [work.sampled / spent if spent else 0 for spent in (one, two)]
+        row = (two / one if one else 0, *fast, mine.grown.get(stage, 0), theirs.grown.get(stage, 0))
+        print(f"{stage:<12}{one:>12.3f}{two:>12.3f}{row[0]:>12.2f}" + "".join(f"{value:>12.0f}" for value in row[1:]))
     distinct, count = groups.numbers["distinct"]
     macs = sum(work_of.floor_macs(work).values()) + work_of.decode_macs(tokenizer, work, distinct / count)
     return {
         "ratio": round(seconds["plain"] / seconds["ours"], 2),
+        "ratio_without_old": round((seconds["plain"] - theirs.wall["old"]) / seconds["ours"], 2),
         "cpu_ratio": round(cpu["plain"] / cpu["ours"], 2),
         "floor_ratio": round(macs / work_of.machine_rates(torch.float32)["macs"] / seconds["ours"], 3),
         "seconds": {"ours": rounded(mine.wall), "plain": rounded(theirs.wall)},
         "cpu_seconds": {"ours": rounded(mine.cpu), "plain": rounded(theirs.cpu)},
         "tokens_per_second": {
-            name: {stage: round(work.sampled / meter.wall[stage], 1) for stage in STAGES}
-            for name, meter in (("ours", mine), ("plain", theirs))
+            name: {stage: round(work.sampled / meter.wall[stage], 1) for stage in STAGES if meter.wall[stage]}
+            for name, meter in arms.items()
         },
         "peak_mb": {"ours": rounded(mine.grown, 0), "plain": rounded(theirs.grown, 0)},
         "same_tokens": round(same_share(groups.responses.flatten(0, 1), written, work), 4),
