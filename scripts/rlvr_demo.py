@@ -63,7 +63,7 @@ class Story:
     steps: int = 24
     seeds: int = 3
     samples: int = 4
-    temperature: float = 1.0
+    temperature: float = 0.25
     bases: Path = BASES
     rlvr: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def tell(story: Story) -> dict[str, Any]:
 
 
 def data(story: Story, teller: Teller) -> tuple[Path, Path]:
-    """The two datasets as oxe-npz, tokenised for both bases."""
+    """The two datasets as oxe-npz; what is learnt from is tokenised, once for both bases, which share a tokenizer."""
     folders = []
     sets: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
         ("pusht", QUICK, story.episodes, 0),
@@ -109,11 +109,8 @@ def data(story: Story, teller: Teller) -> tuple[Path, Path]:
         teller.type("python", "scripts/simulate.py", recorded, "--env", "pusht", *words, *counts)
         teller.type("worldsim", "convert", recorded, "--to", "oxe-npz", "--out", episodes)
         folders.append(episodes)
-    for kind in KINDS:
-        reach = sum(layout(story, kind)[key] for key in ("history", "predicted"))
-        words = ["--tokenizer", "fsq-compressive", "--checkpoint", story.base(kind), "--split", "train"]
-        words += ["--set", f"reach={reach}", "--set", "batch=64", "--out", story.out / f"tokens-{kind}"]
-        teller.type("worldsim", "tokenize-world", folders[0], *words)
+    words = ["--tokenizer", "fsq-frame", "--checkpoint", story.base("multi"), "--split", "train", "--set", "batch=64"]
+    teller.type("worldsim", "tokenize-world", folders[0], *words, "--out", story.out / "tokens")
     return folders[0], folders[1]
 
 

@@ -1,6 +1,6 @@
 """The bases of ``make rlvr-demo``: simulated episodes, a tokenizer, two token models, and the package's small copies of them.
 
-    simulate (Push-T) -> train fsq_compressive_tiny -> train token_multi_step_tiny, token_single_step_tiny -> bundle
+    simulate (Push-T) -> train fsq_frame_tiny -> train token_multi_step_tiny, token_single_step_tiny -> bundle
 
 About half an hour on two cores. The recipes are those of ``configs/train``; none of these episodes is part of the demo. The same
 command continues an interrupted run, and retells what is missing.
@@ -27,9 +27,7 @@ from worldsim.world_models.token_ar import TOKENIZER
 
 SEED = 100_000
 """Of the first episode; the demo's begin at 0 and at 500000."""
-EPISODES = {"pixels": 480, "tokens": 240}
-"""Simulated for the tokenizer, and the first of them again for the token models, which see each several times."""
-STEPS = 40
+EPISODES, STEPS = 480, 40
 
 
 def tell(out: Path) -> None:
@@ -37,13 +35,13 @@ def tell(out: Path) -> None:
     teller = Teller()
     words = [word for policy in QUICK for word in ("--policy", policy)]
     words += [word for key, value in PUSHT.items() for word in ("--set", f"{key}={value}")]
-    for name, count in EPISODES.items():
-        counts = ["--episodes", count, "--steps", STEPS, "--seed", SEED, "--to", "oxe-npz"]
-        teller.type("python", "scripts/simulate.py", out / "data" / name, "--env", "pusht", *words, *counts)
+    counts = ["--episodes", EPISODES, "--steps", STEPS, "--seed", SEED, "--to", "oxe-npz"]
+    episodes = out / "episodes"
+    teller.type("python", "scripts/simulate.py", episodes, "--env", "pusht", *words, *counts)
     tokenizer = out / "tokenizer"
-    teller.type("worldsim", "train", out / "data" / "pixels", "--config", "fsq_compressive_tiny", "--out", tokenizer)
+    teller.type("worldsim", "train", episodes, "--config", "fsq_frame_tiny", "--out", tokenizer)
     for kind in KINDS:
-        train = ["worldsim", "train", out / "data" / "tokens", "--config", f"token_{kind}_step_tiny"]
+        train = ["worldsim", "train", episodes, "--config", f"token_{kind}_step_tiny"]
         teller.type(*train, "--set", f"tokenizer={tokenizer}", "--out", out / kind)
 
 

@@ -19,7 +19,7 @@ def repeats(frames: np.ndarray) -> np.ndarray:
         bool ``[n]``.
     """
     same = frames[1:] == frames[:-1]
-    return same.reshape(len(same), -1).all(axis=1)
+    return same.all(axis=tuple(range(1, same.ndim)))
 
 
 def beyond(rates: np.ndarray, truth: np.ndarray) -> np.ndarray:
