@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests import token_world
-from worldsim import tokenizers
+from worldsim import tokenizers, world_models
 from worldsim.commands import _train_token_model as training
 from worldsim.commands._token_windows import TokenWindows, Wish, prepare
 from worldsim.commands._world import load_world
@@ -218,6 +219,15 @@ def test_it_begins_from_a_run_or_from_transformers_own_files(tmp_path: Path, dat
         assert again.bins == model.bins
     with pytest.raises(UserError, match="this recipe NetSpec"):
         train(tmp_path / "other", data, **same, **{"init": str(run), "net.width": 64})
+
+
+def test_a_checkpoint_in_the_package_has_a_name(tmp_path: Path, run: Path, monkeypatch) -> None:
+    monkeypatch.setattr(world_models, "BUNDLED", tmp_path)
+    shutil.copytree(run / "checkpoint", tmp_path / "token-some")
+    again = load_world("token-some")
+    assert again.card == load_world(run).card
+    with pytest.raises(UserError, match="did you mean 'token-some'"):
+        load_world("token-sone")
 
 
 @pytest.mark.parametrize(

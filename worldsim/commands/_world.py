@@ -9,7 +9,7 @@ from worldsim import tokenizers
 from worldsim.core import registry
 from worldsim.core.errors import UserError
 from worldsim.core.protocols import WorldModel
-from worldsim.world_models import SupportsTokenizer, load, resolve_checkpoint
+from worldsim.world_models import SupportsTokenizer, load, located, resolve_checkpoint
 from worldsim.world_models.token_ar import TOKENIZER
 
 
@@ -21,7 +21,7 @@ def load_world(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     """
     model = load(name_or_run, device)
     if isinstance(model, SupportsTokenizer):
-        folder = resolve_checkpoint(Path(name_or_run)) / TOKENIZER
+        folder = resolve_checkpoint(located(name_or_run)) / TOKENIZER
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is missing: the token model needs its tokenizer", "worldsim train --config token_multi_step"

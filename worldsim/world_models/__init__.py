@@ -23,6 +23,8 @@ from worldsim.core.types import ActionSpec
 from worldsim.world_models import _worldeval_files
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
+BUNDLED = Path(__file__).resolve().parents[1] / "bases"
+"""Checkpoints that travel in the package; those of world models are loaded by their folder's name."""
 
 
 @runtime_checkable
@@ -141,7 +143,7 @@ def needs(model: WorldModel) -> Needs:
 
 
 def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
-    """A world model by registered name (those that need no weights, such as ``copy``) or from a run folder.
+    """A world model by name (``copy``, which needs no weights, or one in the package) or from a run folder.
 
     A run folder resolves to its ``checkpoint/``, which holds ``card.json`` (its key ``world_model`` is the registered
     name) and ``model.safetensors``. A checkpoint folder itself is taken too, and a checkpoint of WorldEval (``X.ckpt``,
@@ -150,10 +152,9 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     Raises:
         UserError: not a registered name and not a run folder, an unfinished run, or a missing file; each with a command.
     """
-    text = str(name_or_run)
-    path = Path(text)
+    path = located(name_or_run)
     if not path.exists():
-        return _by_name(text, device)
+        return _by_name(str(name_or_run), device)
     other = foreign(path)
     if other is not None:
         from worldsim.world_models import _wan_worldeval
@@ -167,6 +168,18 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     if not (checkpoint / WEIGHTS_FILE).exists():
         raise UserError(f"{checkpoint / WEIGHTS_FILE} is missing", _resume(path))
     return registry.get("world_models", name).load(checkpoint, device)
+
+
+def located(name_or_run: str | Path) -> Path:
+    """The path itself, or the folder in the package of the world model of that name."""
+    path, inside = Path(str(name_or_run)), BUNDLED / str(name_or_run)
+    return inside if not path.exists() and str(name_or_run) in bundled() else path
+
+
+def bundled() -> list[str]:
+    """Names of the world models whose checkpoints travel in the package."""
+    cards = sorted(BUNDLED.glob(f"*/{CARD_FILE}"))
+    return [card.parent.name for card in cards if "world_model" in read_json(card)]
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -185,7 +198,7 @@ def rollout_memory(name_or_run: str | Path, batch: int) -> float | None:
     Raises:
         UserError: as :func:`load`.
     """
-    path = Path(str(name_or_run))
+    path = located(name_or_run)
     if not path.exists():
         _by_name(str(name_or_run), "cpu")
         return None
@@ -206,7 +219,7 @@ def foreign(path: Path) -> Path | None:
 
 
 def _by_name(name: str, device: str) -> WorldModel:
-    known = registry.names("world_models")
+    known = [*registry.names("world_models"), *bundled()]
     if name.replace("_", "-") not in known:
         raise UserError(
             f"there is no run folder and no world model '{name}'{did_you_mean(name, known)}", "worldsim models list"
