@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -108,6 +107,10 @@ def test_truth_tokens_and_actions_of_a_scene_belong_together(world: Path, kind: 
     halves = [scenes.iteration(5, Shares(8, 4, world_size=2), rank) for rank in range(2)]
     assert halves[0].where + halves[1].where == [prompts.where[k] for k in (0, 1, 4, 5, 2, 3, 6, 7)]
     assert halves[0].seeds + halves[1].seeds == [prompts.seeds[k] for k in (0, 1, 4, 5, 2, 3, 6, 7)]
+    whole, parts = scenes.spread(5, 0, 1), [scenes.spread(5, rank, 2) for rank in range(2)]
+    assert [parts[k % 2].seeds[k // 2] for k in range(5)] == whole.seeds
+    assert [parts[k % 2].where[k // 2] for k in range(5)] == whole.where
+    assert len(set(whole.where)) == 5
     read_rowwise = Truth(found)
     read_rowwise.keeps = False
     name, start = found.index[3]
@@ -163,23 +166,6 @@ def test_kill_9_in_an_iteration_then_the_same_command_gives_the_same_bytes(world
     for name in ("checkpoint/model.safetensors", "best/model.safetensors", "rollouts.png"):
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
     assert [row["step"] for row in read_rows(out / "metrics.jsonl")] == list(range(25))
-
-
-def test_two_processes_learn_what_one_does(world: Path, tmp_path: Path) -> None:
-    """Through the command, whole groups per process."""
-    assert main(command(world, tmp_path / "one", "--set", "save_every=2")) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    told = os.environ | {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = command(world, tmp_path / "two", "--set", "save_every=2", "--nproc", "2")
-    done = subprocess.run([sys.executable, "-m", "worldsim.cli.main", *words], env=told, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (checkpoint.read_weights(tmp_path / name / "checkpoint/model.safetensors") for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-5, rtol=0, msg=name)
-    rows = [read_rows(tmp_path / name / "metrics.jsonl")[-1] for name in ("one", "two")]
-    assert rows[1]["held_out_reward"] == pytest.approx(rows[0]["held_out_reward"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
