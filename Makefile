@@ -1,17 +1,20 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Set-up is done once, by whichever comes first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint lock clean
+.PHONY: help setup demo rlvr-demo test check lint lock clean
 PY := .venv/bin/python
 export HF_HUB_OFFLINE ?= 1
 
 help:          ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
 
 setup:         ## install everything into .venv (nothing to do the second time)
 	@scripts/setup.sh
 
 demo: setup    ## the main job end to end on a plain CPU -> runs/demo/report/index.html
 	@$(PY) scripts/demo.py
+
+rlvr-demo: setup  ## reinforcement of a small token world model, three seeds -> runs/rlvr-demo/summary.json
+	@$(PY) scripts/rlvr_demo.py
 
 test: setup    ## the whole test suite, offline
 	@$(PY) -m pytest -n 2 --dist worksteal

@@ -2,9 +2,9 @@
 
     python scripts/recompute.py runs/eval-video/default
 
-Reads ``frames/*.npz`` and ``baseline/frames/*.npz``, and writes each formula out once more with numpy and SciPy (the optical
-flow is OpenCV's). Prints the largest difference per row and metric to ``scores.json``, and ends with 1 when one is not
-rounding. Scores of learned networks (lpips, fvd) need their weights and are left out.
+Reads ``frames/*.npz``, ``baseline/frames/*.npz`` and ``control/frames/*.npz``, and writes each formula out once more with numpy
+and SciPy (the optical flow is OpenCV's). Prints the largest difference per row and metric to ``scores.json``, and ends with 1 when
+one is not rounding. Scores of networks and filter banks (lpips, fvd, perceptual) are left out.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def motion_psnr(p, q, given):
     return over(moved(p, given) | moved(q, given), p, q)
 
 
+def motion_mse(p, q, given):
+    error, mask = ((p / 255.0 - q / 255.0) ** 2).mean(axis=-1), moved(p, given) | moved(q, given)
+    return np.array([e[m].mean() if m.any() else np.nan for e, m in zip(error, mask)])
+
+
 def truth_motion_psnr(p, q, given):
     return over(moved(q, given), p, q)
 
@@ -86,15 +91,20 @@ def mae(p, q, given):
     return np.abs(p / 255.0 - q / 255.0).mean(axis=(1, 2, 3))
 
 
-METRICS = {f.__name__: f for f in (psnr, ssim, mse, mae, motion_psnr, truth_motion_psnr, flow_error)}
+METRICS = {f.__name__: f for f in (psnr, ssim, mse, mae, motion_mse, motion_psnr, truth_motion_psnr, flow_error)}
+LOWER = ("mse", "mae", "motion_mse", "flow_error")
 
 
-def futures(file, baseline) -> dict[str, list[np.ndarray]]:
+def samples(file) -> np.ndarray:
+    return file["samples"] if "samples" in file else file["pred"][None]
+
+
+def futures(file, others) -> dict[str, list[np.ndarray]]:
     """Row -> candidate futures ``[n, H, W, 3]`` of one episode; the given frame is never among them."""
     truth = file["truth"]
-    rows = {"model": file["samples"] if "samples" in file else file["pred"][None]}
-    if baseline is not None:
-        rows["baseline"] = baseline["samples"] if "samples" in baseline else baseline["pred"][None]
+    rows = {"model": samples(file), **{row: samples(other) for row, other in others.items()}}
+    if len(rows["model"]) > 1:
+        rows["best_of_n"] = rows["model"]
     rows["copy_last"] = np.repeat(truth[None, :1], len(truth), axis=1)
     rows["shifted"] = np.concatenate([truth[:1], truth[:-1]])[None]
     for row, key in (("ceiling", "reconstruction"), ("permuted", "permuted")):
@@ -109,12 +119,14 @@ def compare(run: Path) -> dict[str, float]:
     own: dict[str, list[np.ndarray]] = {}
     paths = {str(read(path)["episode"]): path for path in (run / "frames").glob("*.npz")}
     for episode in told["episodes"]:
-        data, other = read(paths[episode]), run / "baseline" / "frames" / paths[episode].name
+        data, name = read(paths[episode]), paths[episode].name
+        others = {row: read(path) for row in ("baseline", "control") if (path := run / row / "frames" / name).exists()}
         truth, given = data["truth"][1:], data["truth"][0]
-        for row, some in futures(data, read(other) if other.exists() else None).items():
+        for row, some in futures(data, others).items():
             for name in METRICS.keys() & told["per_episode"].get(row, {}).keys():
                 values = np.stack([METRICS[name](future, truth, given) for future in some])
-                own.setdefault(f"{row}/{name}", []).append(mean_where_defined(values))
+                kept = mean_where_defined(values) if row != "best_of_n" else best(values, name)
+                own.setdefault(f"{row}/{name}", []).append(kept)
     out = {}
     for key, episodes in sorted(own.items()):
         row, name = key.split("/")
@@ -134,12 +146,20 @@ def mean_where_defined(values: np.ndarray) -> np.ndarray:
     return np.where(defined.any(0), mean, np.nan)
 
 
+def best(values: np.ndarray, name: str) -> np.ndarray:
+    """``[N, n]`` -> the ``[n]`` of the sample with the best mean over frames that have a value."""
+    means = [np.nan if np.isnan(one).all() else np.nanmean(one) for one in values]
+    worst_of_all = np.inf if name in LOWER else -np.inf
+    means = [worst_of_all if np.isnan(m) else m for m in means]
+    return values[int(np.argmin(means) if name in LOWER else np.argmax(means))]
+
+
 def gap(own, told) -> dict[str, float]:
     """Own minus other episode's actions: the mean of the episodes' means, and the one-sided sign test."""
     if not told or f"permuted/{told['metric']}" not in own:
         return {}
     mine, other = (np.stack(own[f"{row}/{told['metric']}"]) for row in ("model", "permuted"))
-    sign = -1 if told["metric"] in ("mse", "mae", "flow_error") else 1
+    sign = -1 if told["metric"] in LOWER else 1
     gaps = sign * np.array([np.nanmean(a) - np.nanmean(b) for a, b in zip(mine, other) if not np.isnan(a).all()])
     wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
     p = binomtest(wins, wins + losses, 0.5, alternative="greater").pvalue if wins + losses else 1.0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kill commands with SIGKILL at random moments, let the same command finish, compare every byte with an undisturbed run.
 
-    scripts/torture.py extract-latents finetune-wan infer --kills 10
+    scripts/torture.py extract-latents finetune-wan rlvr infer --kills 10
     scripts/torture.py convert --kills 3 -- --to lerobot
 
 Each trial has a folder of its own with its own copy of small painted data, so that derived columns are compared as well.
@@ -53,7 +53,8 @@ ORPHAN_SECONDS = 5.0
 class Victim:
     """A command on small data: its words after ``worldsim``, and what it needs.
 
-    ``{data}`` stands for the data's path, ``{model}`` for the run folder that ``before`` makes, once for all trials.
+    ``{data}`` stands for the data's path, ``{model}`` for the run folder that the commands ``before`` make, once for all
+    trials; ``{tokenizer}`` for one that only they need.
 
     Attributes:
         phases: name -> pattern, in a trial's folder, of the first file that shows that the phase has begun.
@@ -64,7 +65,7 @@ class Victim:
     episodes: int = 6
     frames: int = 24
     size: tuple[int, int] = (64, 128)
-    before: tuple[str, ...] = ()
+    before: tuple[tuple[str, ...], ...] = ()
 
 
 LONGER = (
@@ -77,7 +78,12 @@ LONGER = (
     "--set",
     "cache.batch=1",
 )
+EVERY_TENTH = ("--set", "train.steps=80", "--set", "train.checkpoint_every=10")
 MODEL = ("finetune-wan", "{data}", "--config", "smoke", "--device", "cpu", "--out", "{model}")
+TOKENIZER = ("train", "{data}", "--config", "smoke", "--device", "cpu", "--out", "{tokenizer}")
+TOKENS = ("--tokenizer", "{tokenizer}", "--set", "train.steps=40", "--set", "predicted=3")
+TOKEN_MODEL = ("train", "{data}", "--config", "token_smoke", *TOKENS, "--device", "cpu", "--out", "{model}")
+ROUNDS = ("--set", "iterations=24", "--set", "save_every=3", "--set", "validate.every=4", "--set", "prompts=8")
 ALL = ("--episodes", "all", "--set", "max_episodes=null", "--set", "frames=12")
 VICTIMS = {
     "convert": Victim(
@@ -89,20 +95,29 @@ VICTIMS = {
         episodes=120,
         size=(32, 32),
     ),
+    "train": Victim(
+        ("train", "{data}", "--config", "smoke", "--device", "cpu", *EVERY_TENTH),
+        {"train": "out/metrics.jsonl", "save": "out/state/step_*"},
+    ),
     "finetune-wan": Victim(
         ("finetune-wan", "{data}", "--config", "smoke", "--device", "cpu", *LONGER),
         {"encode": "data/columns/latents/*/*.npy", "train": "out/metrics.jsonl", "save": "out/state/step_*"},
     ),
+    "rlvr": Victim(
+        ("rlvr", "{data}", "--config", "smoke", "--model", "{model}", "--device", "cpu", *ROUNDS),
+        {"encode": "data/columns/tokens/*/*.npy", "train": "out/metrics.jsonl", "save": "out/state/step_*"},
+        before=(TOKENIZER, TOKEN_MODEL),
+    ),
     "infer": Victim(
         ("infer", "{data}", "--config", "smoke", "--model", "{model}", "--device", "cpu", *ALL),
         {"imagine": "out/inference/*.png", "write": "out/frames/*.npz"},
-        before=MODEL,
+        before=(MODEL,),
     ),
     "eval-video": Victim(
         ("eval", "video", "{data}", "--config", "smoke", "--model", "copy", "--device", "cpu"), {"score": "out/frames/*"}
     ),
 }
-WANTED = ("extract-latents", "finetune-wan", "infer")
+WANTED = ("extract-latents", "train", "finetune-wan", "rlvr", "infer")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -302,16 +317,17 @@ def half_written(folder: Path) -> Iterator[Path]:
 
 
 def filled(words: tuple[str, ...]) -> list[str]:
-    return [word.format(data="data", model="model") for word in words]
+    return [word.format(data="data", model="model", tokenizer="tokenizer") for word in words]
 
 
 def make_source(folder: Path, victim: Victim) -> None:
     """What every trial starts from."""
     make_data(folder / "data", victim)
-    if victim.before:
-        process = start(filled(victim.before), folder, str(folder / ".home"))
+    for words in victim.before:
+        process = start(filled(words), folder, str(folder / ".home"))
         if process.wait() != 0:
-            raise SystemExit(f"{' '.join(victim.before)} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
+            raise SystemExit(f"{' '.join(words)} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
+    if victim.before:
         shutil.rmtree(folder / "data" / "columns")
 
 

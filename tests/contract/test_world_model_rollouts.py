@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from worldsim.commands._world import tiny_world
 from worldsim.core import registry
 from worldsim.core.errors import UserError
 from worldsim.world_models import SupportsReconstruct, SupportsSampling, needs
 
-NAMES = registry.names("world_models")
+TOKENS = ("token-ar/fsq-frame", "token-ar/fsq-compressive")
+NAMES = [name for name in registry.names("world_models") if name != "token-ar"]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[*NAMES, *TOKENS])
 def model(request: pytest.FixtureRequest):
-    return registry.get("world_models", request.param).tiny()
+    name, _, tokenizer = request.param.partition("/")
+    return tiny_world(name, tokenizer)
 
 
 def scene(model, batch: int = 2, n: int = 5, history: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

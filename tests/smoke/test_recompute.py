@@ -13,7 +13,7 @@ from tests import dreams
 from tests.dreams import run_eval
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS = ["psnr", "ssim", "mse", "mae", "motion_psnr", "truth_motion_psnr", "flow_error"]
+METRICS = ["psnr", "ssim", "mse", "mae", "motion_mse", "motion_psnr", "truth_motion_psnr", "flow_error"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_score_is_found_again(tmp_path: Path, models, recompute, capsys) -
     models["echo"].height, models["echo"].width = 144, 144
     run_eval(tmp_path / "run", data, "noisy", **values)
     found = recompute.compare(tmp_path / "run")
-    rows = ("model", "baseline", "copy_last", "ceiling", "shifted", "permuted")
+    rows = ("model", "best_of_n", "baseline", "copy_last", "ceiling", "shifted", "permuted")
     assert set(found) == {f"{row}/{name}" for row in rows for name in METRICS} | {"permutation gap", "sign test"}
     assert max(found[f"{row}/flow_error"] for row in rows) < 1e-5, "optical flow is single precision"
     assert max(value for key, value in found.items() if "flow" not in key) < 1e-9, found

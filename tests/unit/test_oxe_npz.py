@@ -56,6 +56,16 @@ def test_files_hold_exactly_what_the_reference_reads(tmp_path):
         np.testing.assert_array_equal(arrays["action"], episode.actions)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("viola", "agentview_rgb"), ("taco_play", "rgb_static"), ("bridge_dataset", "image")]
+)
+def test_the_array_of_frames_has_the_data_sets_display_key(tmp_path, name, key):
+    path = write(tmp_path / "d", [one()], replace(CARD, name=name)) / name / "train_eps_00000000.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        assert sorted(arrays) == sorted([key, "action"])
+    assert open_dataset(tmp_path / "d").card.camera_names == ["cam_top"]
+
+
 @pytest.mark.parametrize("rows", [12, 11])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_actions_and_frames_are_bit_equal(tmp_path, rows, dtype):

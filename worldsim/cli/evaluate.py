@@ -17,9 +17,17 @@ def add(app: typer.Typer) -> None:
     def video(
         data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
         model: Annotated[str | None, typer.Option(metavar="RUN", help="Run folder of a world model.")] = None,
+        baseline: Annotated[str | None, typer.Option(metavar="RUN", help="Another model to show as a row.")] = None,
         predictions: Annotated[str | None, typer.Option(metavar="DIR", help="Frames that infer has written.")] = None,
         episodes: Annotated[str | None, typer.Option(metavar="SPEC", help="held-out, all, 0:16 or ids a,b.")] = None,
         frames: Annotated[int | None, typer.Option(metavar="N", help="Frames to imagine after the given one.")] = None,
     ) -> dict[str, Any]:
         """Score imagined videos against the truth and honest reference rows; writes a report page."""
-        return {"data": data, "model": model, "predictions": predictions, "episodes": episodes, "frames": frames}
+        return {
+            "data": data,
+            "model": model,
+            "baseline": baseline,
+            "predictions": predictions,
+            "episodes": episodes,
+            "frames": frames,
+        }

@@ -7,7 +7,20 @@ import sys
 import typer
 
 from worldsim import __version__
-from worldsim.cli import again, convert, doctor, evaluate, extract_latents, finetune_wan, infer, models, runs
+from worldsim.cli import (
+    again,
+    convert,
+    doctor,
+    evaluate,
+    extract_latents,
+    finetune_wan,
+    infer,
+    models,
+    rlvr,
+    runs,
+    tokenize_world,
+    train,
+)
 from worldsim.cli.door import through_the_door
 
 app = typer.Typer(
@@ -19,7 +32,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for door in (convert, extract_latents, finetune_wan, infer, evaluate, models, doctor, runs):
+for door in (convert, extract_latents, tokenize_world, train, finetune_wan, rlvr, infer, evaluate, models, doctor, runs):
     door.add(app)
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from worldsim.commands import _policy_actions
 from worldsim.commands._closed_loop import Start
+from worldsim.core.errors import UserError, again
+from worldsim.core.types import DatasetCard
+from worldsim.world_models import Needs
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Order:
     batch: int = 4
     steps: int | None = None
     guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
     reconstruct: bool = False
 
 
@@ -60,3 +66,35 @@ class Agenda:
         """The scenes less those that turned out to be undecodable."""
         dropped = {record["episode"] for record in self.rejected}
         return [planned for planned in self.scenes if planned.episode not in dropped]
+
+
+def require_actions(wants: Needs, card: DatasetCard, order: Order) -> None:
+    """The dataset's actions must mean what the model was trained on; a policy chooses such rows too."""
+    policy = order.actions.startswith(_policy_actions.PREFIX)
+    if policy and wants.action_column != "raw":
+        raise UserError(
+            f"--actions {order.actions}: a policy chooses actions, and the model is driven by the latents "
+            f"'{wants.action_column}'",
+            again(actions="dataset"),
+        )
+    if wants.action_spec is None or wants.action_column != "raw":
+        return
+    if order.actions == "dataset" or policy:
+        if card.actions is None:
+            raise UserError(f"{order.data} has no actions, and the model needs {wants.action_spec.dim} numbers per step")
+        wants.action_spec.require(card.actions, mine="the model", theirs=str(order.data))
+
+
+def rate(wants: Needs, fps: float | None) -> float | None:
+    """The scene's frame rate: the model's own, or the chosen one for a model that takes any."""
+    if wants.fps and fps and abs(wants.fps - fps) > 1e-3:
+        raise UserError(f"the model was trained at {wants.fps:g} frames per second; fps={fps:g} is another rate")
+    return wants.fps or fps or None
+
+
+def hertz(fps: float | None) -> str:
+    return f"{fps:g} fps" if fps else "the dataset's rate"
+
+
+def some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

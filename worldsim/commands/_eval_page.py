@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 
 from worldsim import __version__
+from worldsim.commands import _eval_repeats
 from worldsim.core import registry
 from worldsim.core.config import to_yaml
 from worldsim.core.runs import RunContext
 from worldsim.data.predictions import Prediction, file_names
-from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, PERMUTED, ROWS, SHIFTED, Summary, Table
+from worldsim.metrics.scoring import (
+    BASELINE,
+    BEST,
+    CEILING,
+    CONTROL,
+    COPY,
+    MODEL,
+    PERMUTED,
+    ROWS,
+    SHIFTED,
+    Summary,
+    Table,
+)
 from worldsim.report import trace
 from worldsim.report.curves import Line
 from worldsim.report.page import (
@@ -37,7 +50,9 @@ from worldsim.report.video import write_png
 
 LABELS = {
     MODEL: "model",
+    BEST: "best of its samples",
     BASELINE: "baseline",
+    CONTROL: "baseline at its best temperature",
     COPY: "copy of the given frame",
     CEILING: "codec ceiling",
     SHIFTED: "truth, one frame late",
@@ -91,12 +106,13 @@ DEFINITIONS = (
 @dataclass(frozen=True)
 class Facts:
     """What is known beside the scores: where predictions come from, alarms, how many episodes to show, and whether the
-    model's actions have seen the truth."""
+    model's actions have seen the truth. ``rates``: how often a token model repeats itself (``_eval_repeats``)."""
 
     origin: dict[str, str]
     alarms: list[str]
     clips: int
     forced: bool = False
+    rates: dict[str, Any] = field(default_factory=dict)
 
 
 def publish(
@@ -117,14 +133,14 @@ def publish(
         title=f"What {'/'.join(Path(facts.origin.get('model', 'the model')).parts[-2:])} imagines",
         subtitle=f"{episodes} episodes, {horizon} frames imagined after the given one, {shape}",
         alarms=facts.alarms,
-        tiles=_tiles(summary),
+        tiles=[*_tiles(summary), *([repeated] if (repeated := _eval_repeats.tile(facts.rates)) else [])],
         columns=columns,
         rows=rows,
         curves={c.name: _lines(c.name, table, context.seed) for c in columns},
         shown=shown,
         shown_text=f"The first {len(shown)} of {episodes} episodes in the dataset's order; none was picked.",
         notes=context.notes,
-        definitions=DEFINITIONS,
+        definitions=(*DEFINITIONS, *([_eval_repeats.DEFINITION] if facts.rates else [])),
         config=to_yaml(config),
         charts=_gap_chart(summary),
         action_names=names,

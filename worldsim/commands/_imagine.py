@@ -15,18 +15,26 @@ import numpy as np
 
 from worldsim.commands import _latents, _policy_actions
 from worldsim.commands._action_file import ActionFile
-from worldsim.commands._agenda import Agenda, Order, Planned
+from worldsim.commands._agenda import Agenda, Order, Planned, hertz, rate, require_actions, some
 from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
 from worldsim.core.console import progress
 from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource, WorldModel
-from worldsim.core.types import DatasetCard, Episode
+from worldsim.core.types import Episode
 from worldsim.data import columns, scenes
 from worldsim.data.cameras import JOIN, require_cameras
 from worldsim.data.predictions import Prediction, file_names
 from worldsim.data.scenes import Scene, SceneSpec
 from worldsim.data.windows import stride_for
-from worldsim.world_models import Needs, SupportsInstructions, SupportsReconstruct, SupportsSampling, needs
+from worldsim.world_models import (
+    SupportsInstructions,
+    SupportsPastActions,
+    SupportsReconstruct,
+    SupportsRepeats,
+    SupportsSampling,
+    SupportsTemperature,
+    needs,
+)
 
 
 class Studio:
@@ -50,13 +58,13 @@ class Studio:
         self.spec = SceneSpec(
             camera=self._camera(),
             frames=order.frames,
-            start=order.start,
+            start=self._start(),
             delay=self.needs.action_delay,
             history=self.needs.context_frames,
             size=(self.needs.height, self.needs.width) if self.needs.height else None,
         )
-        self.fps = _rate(self.needs, order.fps)
-        _require_actions(self.needs, source.card, order)
+        self.fps = rate(self.needs, order.fps)
+        require_actions(self.needs, source.card, order)
         self.trained_on: frozenset[str] = frozenset()
         self.actor = self._actor(device)
         self.column = self._column()
@@ -68,6 +76,15 @@ class Studio:
                 f"guidance = {guidance:g} pushes away from hidden actions, and this model was trained with action_dropout = 0: "
                 "it has learned nothing about them, so what it is pushed from is arbitrary"
             )
+        if isinstance(model, SupportsTemperature):
+            model.set_temperature(order.temperature, order.top_k)
+
+    def _start(self) -> int | None:
+        """The given frame; as late as a model needs that cannot do without its history, unless it was chosen."""
+        lacking = self.needs.least_context - 1
+        if self.order.start is not None or not lacking:
+            return self.order.start
+        return self.needs.action_delay + lacking * stride_for(self.source.card.fps, rate(self.needs, self.order.fps))
 
     def agenda(self) -> Agenda:
         """Look at the numbers of every chosen episode (no frame is decoded): what can be imagined, what cannot.
@@ -109,7 +126,7 @@ class Studio:
 
     def _report(self, out: Agenda, trained_on: frozenset[str]) -> None:
         """Say who was left out, and whether scores would be those of training episodes."""
-        needed = f"frame {self.spec.first()} and {self.order.frames} more at {_hertz(self.fps)}"
+        needed = f"frame {self.spec.first()} and {self.order.frames} more at {hertz(self.fps)}"
         if not out.scenes:
             reason = out.rejected[0]["reason"] if out.rejected else f"none holds {needed}"
             raise UserError(
@@ -117,13 +134,13 @@ class Studio:
                 again(frames=max(1, self.order.frames // 2)),
             )
         if out.too_short:
-            self.note(f"{len(out.too_short)} episodes are too short for {needed} and were left out: {_some(out.too_short)}")
+            self.note(f"{len(out.too_short)} episodes are too short for {needed} and were left out: {some(out.too_short)}")
         seen = sorted({scene.episode for scene in out.scenes} & trained_on)
         if seen:
             whose = (
                 "were trained on by this model" if self.needs.train_episodes else "belong to the training part of the split"
             )
-            self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}, so it may know them by heart: {_some(seen)}")
+            self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}, so it may know them by heart: {some(seen)}")
         ahead = [scene.episode for scene in out.scenes if self._looks_ahead(scene)]
         if ahead:
             self.note(
@@ -216,6 +233,8 @@ class Studio:
             own, batch = self._live(self.actor, pairs)
         else:
             own = self._rollout(batch, [scene.actions for scene in batch], self.order.num_samples)
+        told = isinstance(self.model, SupportsRepeats) and not isinstance(self.actor, ClosedLoop)
+        repeats = self.model.repeats if told else None  # type: ignore[attr-defined]
         count = min(len(others[scene.episode]) for scene in batch)
         swapped = []
         for number in range(count):
@@ -235,6 +254,7 @@ class Studio:
                 action_names=self._names(scene.actions.shape[-1]),
                 teacher_forced=self.forced(Agenda([planned])) is not None,
                 trained_on=scene.episode in self.trained_on,
+                repeats=None if repeats is None else repeats[b],
             )
             if theirs:
                 prediction = replace(
@@ -245,6 +265,8 @@ class Studio:
                 )
             if self.order.reconstruct and scene.truth is not None and isinstance(self.model, SupportsReconstruct):
                 prediction.reconstruction = np.asarray(self.model.reconstruct(scene.truth[None]))[0]
+                if isinstance(self.model, SupportsRepeats) and self.model.told_repeats is not None:
+                    prediction.truth_repeats = self.model.told_repeats[0]
             out.append(prediction)
         return out
 
@@ -257,9 +279,13 @@ class Studio:
         """Frames ``[B, 1, n, H, W, 3]`` of a policy acting in the dream, and the scenes with the actions that it chose."""
         batch, stride = [scene for _, scene in pairs], pairs[0][0].stride
         starts = [planned.start for planned, _ in pairs if planned.start is not None]
+        past = self._past(batch)
 
         def imagine(context: np.ndarray, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
-            return self._answers(batch, context, rows, 1, seeds)[:, 0]
+            nonlocal past
+            out = self._answers(batch, context, rows, 1, seeds, past)[:, 0]
+            past = None if past is None else np.concatenate([past, rows], axis=1)
+            return out
 
         frames, rows = actor.drive(batch, starts, self.order.frames, stride, imagine)
         return frames[:, None], [replace(scene, actions=own) for scene, own in zip(batch, rows)]
@@ -268,12 +294,31 @@ class Studio:
         """uint8 ``[B, N, n, H, W, 3]``."""
         context = np.stack([scene.context for scene in batch])
         seeds = [scenes.scene_seed(self.seed, scene.episode, scene.frame_index) for scene in batch]
-        return self._answers(batch, context, np.stack(actions), samples, seeds)
+        return self._answers(batch, context, np.stack(actions), samples, seeds, self._past(batch))
+
+    @staticmethod
+    def _past(batch: list[Scene]) -> np.ndarray | None:
+        """Rows between the given frames, ``[B, T0 - 1, r, A]``; None unless every scene knows its own."""
+        known = [scene.past for scene in batch if scene.past is not None]
+        return np.stack(known) if len(known) == len(batch) else None
 
     def _answers(
-        self, batch: list[Scene], context: np.ndarray, actions: np.ndarray, samples: int, seeds: list[int]
+        self,
+        batch: list[Scene],
+        context: np.ndarray,
+        actions: np.ndarray,
+        samples: int,
+        seeds: list[int],
+        past: np.ndarray | None,
     ) -> np.ndarray:
-        """uint8 ``[B, N, n, H, W, 3]``; anything else is a defect of the model."""
+        """uint8 ``[B, N, n, H, W, 3]``; anything else is a defect of the model.
+
+        Args:
+            past: rows before the actions, at least those between the frames of the context; None where unknown.
+        """
+        if isinstance(self.model, SupportsPastActions):
+            between = context.shape[1] - 1
+            self.model.set_past_actions(None if past is None else past[:, past.shape[1] - between :])
         if isinstance(self.model, SupportsInstructions):
             self.model.set_instructions([scene.instruction for scene in batch])
         out = np.asarray(self.model.rollout(context, actions, num_samples=samples, seeds=seeds))
@@ -284,7 +329,10 @@ class Studio:
 
     def _cut(self, planned: Planned) -> Scene:
         episode = self.source.episode(planned.index)
-        return scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.actor is None)
+        scene = scenes.cut(episode, self.spec, planned.stride, planned.actions, truth=self.actor is None)
+        if not isinstance(self.model, SupportsPastActions) or self.needs.action_column != "raw":
+            return scene
+        return replace(scene, past=scenes.past_actions(episode.actions, self.spec, planned.stride))
 
     def _rows(self, episode: Episode) -> np.ndarray | None:
         """The rows that drive the model: the dataset's own, or a column's."""
@@ -340,39 +388,7 @@ class Studio:
         return actor
 
 
-def _require_actions(wants: Needs, card: DatasetCard, order: Order) -> None:
-    """The dataset's actions must mean what the model was trained on; a policy chooses such rows too."""
-    policy = order.actions.startswith(_policy_actions.PREFIX)
-    if policy and wants.action_column != "raw":
-        raise UserError(
-            f"--actions {order.actions}: a policy chooses actions, and the model is driven by the latents "
-            f"'{wants.action_column}'",
-            again(actions="dataset"),
-        )
-    if wants.action_spec is None or wants.action_column != "raw":
-        return
-    if order.actions == "dataset" or policy:
-        if card.actions is None:
-            raise UserError(f"{order.data} has no actions, and the model needs {wants.action_spec.dim} numbers per step")
-        wants.action_spec.require(card.actions, mine="the model", theirs=str(order.data))
-
-
-def _rate(wants: Needs, fps: float | None) -> float | None:
-    """The scene's frame rate: the model's own, or the chosen one for a model that takes any."""
-    if wants.fps and fps and abs(wants.fps - fps) > 1e-3:
-        raise UserError(f"the model was trained at {wants.fps:g} frames per second; fps={fps:g} is another rate")
-    return wants.fps or fps or None
-
-
 def _after(given: np.ndarray, future: np.ndarray) -> np.ndarray:
     """``[N, n, H, W, 3]`` with the given frame in front: ``[N, 1 + n, H, W, 3]``."""
     first = np.broadcast_to(given, (len(future), 1, *given.shape))
     return np.concatenate([first, future], axis=1)
-
-
-def _hertz(fps: float | None) -> str:
-    return f"{fps:g} fps" if fps else "the dataset's rate"
-
-
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from worldsim import metrics as shelf
-from worldsim.commands import infer
+from worldsim.commands import _eval_control, _eval_repeats, infer
 from worldsim.commands._agenda import Agenda, Order
 from worldsim.commands._eval_alarms import alarm, flicker, shout, untested
+from worldsim.commands._eval_control import Control, Search
 from worldsim.commands._eval_page import Facts, publish
+from worldsim.commands._eval_repeats import Repeats
 from worldsim.commands._eval_scores import scores_json
 from worldsim.commands._imagine import Studio
+from worldsim.commands._world import load_world as load_model
 from worldsim.core import registry
 from worldsim.core.config import config
 from worldsim.core.errors import PartialResult, UserError, again, did_you_mean
@@ -27,13 +30,15 @@ from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
-from worldsim.data.predictions import MARKS, Prediction, find, load, marks, save
+from worldsim.data.predictions import MARKS, Prediction, find, load, marks
 from worldsim.formats import open_dataset
-from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, Summary, Table, summarise
-from worldsim.world_models import load as load_model
+from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, summarise
+from worldsim.world_models import SupportsTokenizer
 
 DEMO_ROWS = {"tuned": MODEL, "base": BASELINE, "copy_last": COPY, "ceiling": CEILING}
 DEMO_METRICS = ("psnr", "ssim", "motion_psnr")
+TOKEN_METRICS = ("mae", "motion_mse", "perceptual")
+"""Scored besides, for token world models: what RL on them is judged by."""
 FORCED = (
     "TEACHER-FORCED: latent actions have seen true frames that are imagined here. No number here says how well a model "
     "imagines."
@@ -56,8 +61,12 @@ class Config:
         clips: how many episodes the page shows.
         allow_teacher_forced: score a model whose latent actions have seen true frames that it imagines (of every frame, or of a
             later chunk's start); said everywhere.
-        episodes, max_episodes, camera, columns, frames, start, fps, num_samples, batch, steps, guidance, max_rejected: as in
-            ``infer``.
+        control: also show the baseline, a token model, at its best temperature and top-k.
+        control_temperatures, control_top_k: what is tried (``top_k`` 0 takes every code). control_metric: what decides.
+        validation: the episodes on which it is decided, as ``episodes``; the dataset's ``val`` part when null. They must not
+            be scored. control_episodes: at most so many of them.
+        episodes, max_episodes, camera, columns, frames, start, fps, num_samples, batch, steps, guidance, temperature, top_k,
+            max_rejected: as in ``infer``.
     """
 
     data: str | None = None
@@ -76,6 +85,8 @@ class Config:
     batch: int = 4
     steps: int | None = None
     guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
     metrics: tuple[str, ...] = (
         "psnr",
         "ssim",
@@ -90,13 +101,19 @@ class Config:
     resamples: int = 2000
     clips: int = 8
     allow_teacher_forced: bool = False
+    control: bool = False
+    control_temperatures: tuple[float, ...] = (0.0, 0.5, 0.75, 1.0)
+    control_top_k: tuple[int, ...] = (0, 16)
+    control_metric: str = "motion_mse"
+    control_episodes: int | None = 16
+    validation: str | None = None
     max_rejected: int = 0
 
     def __post_init__(self) -> None:
         infer.check_counts(self, least_one=("frames", "num_samples", "batch", "max_episodes", "steps", "resamples"))
-        infer.check_counts(self, least_zero=("permutations", "start", "max_rejected", "clips"))
+        infer.check_counts(self, least_zero=("permutations", "start", "max_rejected", "clips", "temperature", "top_k"))
         known = registry.names("metrics")
-        for name in (*self.metrics, self.gap_metric):
+        for name in (*self.metrics, self.gap_metric, self.control_metric):
             if name.replace("_", "-") not in known:
                 names = [k.replace("-", "_") for k in known]
                 raise UserError(f"there is no metric '{name}'{did_you_mean(name, names)}", "worldsim models list metrics")
@@ -105,13 +122,16 @@ class Config:
             raise UserError(
                 f"gap_metric {self.gap_metric} is not among the metrics {', '.join(self.metrics)}", again(metrics=every)
             )
+        if self.control and not self.baseline:
+            raise ValueError("control = true needs baseline=RUN, the model whose sampling is tuned")
 
 
 @dataclass
 class Material:
     """What is scored: files of predictions, and what is known about how they came about.
 
-    ``forced``: the sentence for a model whose actions have seen the truth; None for an honest one.
+    ``forced``: the sentence for a model whose actions have seen the truth; None for an honest one. ``more``: further metrics.
+    ``chosen``: how the baseline of ``control`` is drawn.
     """
 
     files: list[Path]
@@ -119,11 +139,19 @@ class Material:
     rejected: list[dict[str, str]] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     forced: str | None = None
+    control: list[Path] = field(default_factory=list)
+    chosen: Control | None = None
+    more: tuple[str, ...] = ()
 
     def pairs(self) -> Iterator[tuple[Prediction, Prediction | None]]:
         """One episode at a time: its prediction, and the baseline's."""
+        return ((p, baseline) for p, baseline, _ in self.triples())
+
+    def triples(self) -> Iterator[tuple[Prediction, Prediction | None, Prediction | None]]:
+        """One episode at a time: its prediction, the baseline's, and the baseline's at its best temperature."""
         for k, path in enumerate(self.files):
-            yield load(path), load(self.baseline[k]) if self.baseline else None
+            baseline, control = (load(some[k]) if some else None for some in (self.baseline, self.control))
+            yield load(path), baseline, control
 
 
 def run(config: Config, context: RunContext) -> Result:
@@ -134,7 +162,7 @@ def run(config: Config, context: RunContext) -> Result:
         PartialResult: more than ``max_rejected`` episodes could not be decoded; the others are scored.
     """
     material = _given(config, context) if config.predictions else _imagined(config, context)
-    scorer, identical = _score(config, context, material)
+    scorer, repeated, identical = _score(config, context, material)
     table = scorer.table()
     for sentence in scorer.refused.values():
         context.note(sentence)
@@ -145,10 +173,16 @@ def run(config: Config, context: RunContext) -> Result:
     for warning in (*alarms, flicker(summary), untested(summary, config.predictions is None)):
         if warning:
             context.note(warning)
-    write_json(context.out / "scores.json", scores_json(table, summary, forced=material.forced is not None))
-    facts = Facts(material.facts, alarms, config.clips, forced=material.forced is not None)
+    rates = repeated.summary(context.seed, config.resamples)
+    more = {
+        "repetition": _eval_repeats.as_json(rates),
+        "control_choice": material.chosen.to_json() if material.chosen else None,
+    }
+    scores = scores_json(table, summary, forced=material.forced is not None, **more)
+    write_json(context.out / "scores.json", scores)
+    facts = Facts(material.facts, alarms, config.clips, forced=material.forced is not None, rates=rates)
     text = publish(context, config, table, summary, facts, material.pairs())
-    return _result(config, context, material, table, summary, text)
+    return _result(config, context, material, scores, text)
 
 
 def _given(config: Config, context: RunContext) -> Material:
@@ -194,12 +228,42 @@ def _imagined(config: Config, context: RunContext) -> Material:
         if config.baseline:
             folder = context.out / "baseline" / "frames"
             own = replace(order, permutations=0, reconstruct=False)
-            _, _, too = _imagine(own, config.baseline, source, folder, context, allow)
+            other, _, too = _imagine(own, config.baseline, source, folder, context, allow)
             material.baseline, forced = _files(agenda, folder), forced or too
+            if config.control:
+                _control(config, own, other, source, agenda, context, material)
         material.forced = FORCED if forced else None
+        if isinstance(studio.model, SupportsTokenizer):
+            material.more = tuple(name for name in TOKEN_METRICS if name not in config.metrics)
     finally:
         source.close()
     return material
+
+
+def _control(
+    config: Config,
+    order: Order,
+    baseline: Studio,
+    source: EpisodeSource,
+    agenda: Agenda,
+    context: RunContext,
+    material: Material,
+) -> None:
+    """The baseline at its best temperature and top-k, on the same episodes."""
+    search = Search(
+        config.control_temperatures,
+        config.control_top_k,
+        config.control_metric,
+        config.validation,
+        config.control_episodes,
+    )
+    chosen = _eval_control.choose(search, order, baseline.model, source, agenda, context)
+    best = replace(order, temperature=chosen.temperature, top_k=chosen.top_k)
+    studio = Studio(best, baseline.model, source, context.seed, context.note, context.device)
+    folder = context.out / _eval_control.FOLDER / "frames"
+    _eval_control.imagined(studio, studio.agenda(), folder, "imagine at the best temperature")
+    material.control, material.chosen = _files(agenda, folder), chosen
+    material.facts |= {"control": chosen.text}
 
 
 def _imagine(
@@ -211,12 +275,7 @@ def _imagine(
     forced = studio.forced(agenda)
     if forced is not None:
         _refuse_forced(name, forced, allow_forced, studio.unforced(agenda))
-
-    def path(episode: str) -> Path:
-        return folder / f"{agenda.names[episode]}.npz"
-
-    for prediction in studio.batches(agenda, lambda planned: path(planned.episode).exists(), title=f"imagine with {name}"):
-        save(path(prediction.episode), prediction)
+    _eval_control.imagined(studio, agenda, folder, f"imagine with {name}")
     return studio, agenda, forced is not None
 
 
@@ -257,10 +316,10 @@ def _facts(config: Config, studio: Studio, source: EpisodeSource) -> dict[str, s
     }
 
 
-def _score(config: Config, context: RunContext, material: Material) -> tuple[Scorer, bool]:
-    """Every episode's scores, and whether permuted actions changed not a single pixel anywhere."""
-    usable = []
-    for name in config.metrics:
+def _score(config: Config, context: RunContext, material: Material) -> tuple[Scorer, Repeats, bool]:
+    """Every episode's scores and repetitions, and whether permuted actions changed not a single pixel anywhere."""
+    usable, repeated = [], Repeats()
+    for name in (*config.metrics, *material.more):
         missing = shelf.unavailable(name)
         usable += [] if missing else [name]
         if missing:
@@ -268,30 +327,31 @@ def _score(config: Config, context: RunContext, material: Material) -> tuple[Sco
     scorer = Scorer(usable)
     identical = True
     horizon: int | None = None
-    for prediction, baseline in material.pairs():
+    for prediction, baseline, control in material.triples():
         horizon = horizon or prediction.horizon
         if prediction.horizon != horizon:
             raise UserError(f"episode {prediction.episode} has {prediction.horizon} predicted frames, others {horizon}")
-        scorer.add(prediction, baseline)
+        scorer.add(prediction, baseline, control)
+        repeated.add(prediction, baseline, control)
         same = prediction.permuted is not None and all(np.array_equal(p, prediction.pred) for p in prediction.permuted)
         identical = identical and same
-    return scorer, identical
+    return scorer, repeated, identical
 
 
-def _result(config: Config, context: RunContext, material: Material, table: Table, summary: Summary, text: str) -> Result:
-    scores = scores_json(table, summary)
+def _result(config: Config, context: RunContext, material: Material, scores: dict[str, Any], text: str) -> Result:
     gap = scores["permutation"] or {}
     result = Result(
         metrics={
-            "episodes": len(table.episodes),
+            "episodes": len(scores["episodes"]),
             "horizon": scores["horizon"],
             **{row: {name: cell["mean"] for name, cell in by_name.items()} for row, by_name in scores["summary"].items()},
-            **{f"{row}_sets": values for row, values in table.sets.items()},
+            **{f"{row}_sets": values for row, values in scores["sets"].items()},
             "permutation_gap": gap.get("gap"),
             "permutation_p": gap.get("p"),
             "permutation_p_mean": gap.get("p_mean"),
             "follows_actions": gap.get("follows_actions"),
             **({"teacher_forced": True} if material.forced else {}),
+            **{key: scores[key] for key in ("repetition", "control_choice") if key in scores},
             "rejected": material.rejected,
         },
         summary=text,

@@ -11,6 +11,7 @@ from typing import Any
 
 from worldsim.commands._agenda import Agenda, Order, Planned
 from worldsim.commands._imagine import Studio
+from worldsim.commands._world import load_world as load
 from worldsim.core.config import config
 from worldsim.core.errors import PartialResult, UserError, again
 from worldsim.core.files import write_json
@@ -21,7 +22,7 @@ from worldsim.data import scenes
 from worldsim.data.predictions import Prediction, save
 from worldsim.formats import open_dataset
 from worldsim.report.video import side_by_side, write_mp4, write_png
-from worldsim.world_models import load, rollout_memory
+from worldsim.world_models import rollout_memory
 
 SHOWN_SAMPLES = 3
 """Samples beside each other in a film; the others are in ``frames/``."""
@@ -47,7 +48,8 @@ class Config:
         num_samples: N futures per episode.
         permutations: imagine again with the actions of other episodes, this many times (each to another one).
         batch: episodes per model call. Part of the config, because sums inside a network depend on it in the last bit.
-        steps, guidance: how the model samples; its own values when null.
+        steps, guidance: how a diffusion model samples; its own values when null.
+        temperature, top_k: how a token model draws; its own values when null, ``top_k`` 0 takes every code.
         save_frames: write ``frames/<episode>.npz``.
         max_rejected: how many undecodable episodes are accepted before the command fails.
     """
@@ -67,12 +69,14 @@ class Config:
     batch: int = 4
     steps: int | None = None
     guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
     save_frames: bool = False
     max_rejected: int = 0
 
     def __post_init__(self) -> None:
         check_counts(self, least_one=("frames", "num_samples", "batch", "max_episodes", "steps"))
-        check_counts(self, least_zero=("permutations", "start", "max_rejected"))
+        check_counts(self, least_zero=("permutations", "start", "max_rejected", "temperature", "top_k"))
 
 
 def check_counts(config: Any, least_one: tuple[str, ...] = (), least_zero: tuple[str, ...] = ()) -> None:

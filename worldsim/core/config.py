@@ -100,11 +100,22 @@ def _adapter(cls: type) -> TypeAdapter:
 
 
 def build[T](cls: type[T], values: Mapping[str, Any]) -> T:
-    """Values -> config, or a :class:`UserError` with the path of the first wrong key."""
+    """Values -> config, or a :class:`UserError` with the path of the first wrong key.
+
+    A class with a static ``pick(values) -> class`` stands for several configs, one of which the values choose (``train``).
+    """
+    cls = picked(cls, values)
     try:
         return _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
         raise UserError(*_explain(cls, error)) from None
+
+
+def picked(cls: Any, values: Mapping[str, Any]) -> Any:
+    """The config class that ``values`` fill: ``cls`` itself, or what it picks by them."""
+    while hasattr(cls, "pick"):
+        cls = cls.pick(values)
+    return cls
 
 
 def _explain(cls: type, error: ValidationError) -> tuple[str, str | None]:

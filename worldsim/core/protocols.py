@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,6 +101,38 @@ class WorldModel(Protocol):
         Returns:
             uint8 ``[B, N, n, H, W, 3]``.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsLogProb(Protocol):
+    """A world model that writes futures as tokens and can say how likely each was: what GRPO improves (``worldsim.rl``).
+
+    A response is n predicted frames as tokens, with forced tokens (actions) between them. ``P`` prompts, ``n`` samples of
+    each (a group), ``Lp`` and ``Lr`` tokens in a prompt and in a response.
+
+    Attributes:
+        net: the ``torch.nn.Module`` that holds its weights; changing them changes what :meth:`sample` draws.
+        layout: its token arithmetic: ``response`` (segments of a response) and ``frames_of(responses)`` -> frame codes.
+    """
+
+    net: Any
+    layout: Any
+
+    def sample(self, prompt: Any, forced: Any, n: int, seeds: Sequence[int], *, legal: bool = True) -> Any:
+        """Draw n responses of each prompt at temperature 1 from the whole (legal) distribution.
+
+        Args:
+            prompt: int64 ``[P, Lp]``. forced: int64 ``[P, Lr]``, read at forced positions only. seeds: one per prompt.
+            legal: whether logits outside a position's range are masked, as :meth:`log_probs` then does too.
+
+        Returns:
+            something with ``tokens`` int64 ``[P, n, Lr]`` and ``log_probs`` float32 ``[P, n, Lr]``, 0 where forced.
+        """
+        ...
+
+    def log_probs(self, prompt: Any, responses: Any, *, legal: bool = True) -> Any:
+        """float32 ``[P, n, Lr]`` of ``responses`` int64 ``[P, n, Lr]``, 0 where forced; differentiable."""
         ...
 
 

@@ -7,6 +7,8 @@ first). Where they were asked for: ``permuted`` ``[P, 1 + n, H, W, 3]``, imagine
 ``[P, n, r, A]`` of the episodes ``permuted_episodes`` ``[P]``; and ``reconstruction``, ``truth`` through the model's codec.
 What takes its worth from a score stands there too, as bool, absent where it is not so: ``teacher_forced`` (the actions have
 seen true frames that were imagined) and ``trained_on`` (the model was trained on this episode).
+Of a model that writes tokens: ``repeats`` ``[N, n]`` and ``truth_repeats`` ``[n]``, where a frame has the very tokens of the one
+before it.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Prediction:
     action_names: list[str] = field(default_factory=list)
     teacher_forced: bool = False
     trained_on: bool = False
+    repeats: np.ndarray | None = None
+    truth_repeats: np.ndarray | None = None
 
     @property
     def pred(self) -> np.ndarray:
@@ -83,6 +87,7 @@ def save(path: Path, prediction: Prediction) -> None:
     if p.reconstruction is not None:
         arrays["reconstruction"] = p.reconstruction
     arrays |= {key: np.array(True) for key in MARKS if getattr(p, key)}
+    arrays |= {key: value for key in ("repeats", "truth_repeats") if (value := getattr(p, key)) is not None}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
@@ -117,6 +122,8 @@ def load(path: Path) -> Prediction:
         action_names=[str(name) for name in data.get("action_names", [])],
         teacher_forced=bool(data.get("teacher_forced", False)),
         trained_on=bool(data.get("trained_on", False)),
+        repeats=data.get("repeats"),
+        truth_repeats=data.get("truth_repeats"),
     )
 
 

@@ -71,6 +71,7 @@ class Scene:
         truth: uint8 ``[1 + n, H, W, 3]``, the given frame first; None where the actions are not the episode's own.
         actions: ``[n, r, A]`` in physical units, ``r`` source rows per frame.
         instruction: the task in words, or None.
+        past: rows between the frames of the context, ``[T0 - 1, r, A]``; None where they were not asked for or not recorded.
     """
 
     episode: str
@@ -81,6 +82,17 @@ class Scene:
     truth: np.ndarray | None
     actions: np.ndarray
     instruction: str | None = None
+    past: np.ndarray | None = None
+
+
+def past_actions(rows: np.ndarray | None, spec: SceneSpec, stride: int) -> np.ndarray | None:
+    """The rows between the scene's given frames, ``[T0 - 1, stride, A]``; None where the episode does not hold them all."""
+    frames = spec.past(stride)
+    if rows is None or frames[0] < spec.delay:
+        return None
+    if len(frames) == 1:
+        return np.asarray(rows)[:0].reshape(0, stride, rows.shape[1])
+    return cut_actions(np.asarray(rows), int(frames[0]), WindowSpec(len(frames), stride=stride, delay=spec.delay))
 
 
 def actions(rows: np.ndarray | None, spec: SceneSpec, stride: int, num_frames: int, episode: str) -> np.ndarray:

@@ -68,13 +68,14 @@ class OxeNpz:
         return [f"oxe-npz does not hold {', '.join(dropped)}; left out"] if dropped else []
 
     @staticmethod
-    def create(path: Path, card: DatasetCard, *, image_key: str = "image", level: int = 1):
+    def create(path: Path, card: DatasetCard, *, image_key: str | None = None, level: int = 1):
         """Open a folder for writing.
 
         Args:
-            image_key: the array's name in the file.
+            image_key: the array's name in the file; the data set's display key as published when None, mostly ``image``.
             level: of deflate, 1 to 9; numpy uses 6, which takes three times as long for a twelfth fewer bytes.
         """
         from worldsim.formats._oxe_npz_write import OxeNpzWriter
+        from worldsim.formats._oxe_tables import display_key
 
-        return OxeNpzWriter(Path(path), card, image_key=image_key, level=level)
+        return OxeNpzWriter(Path(path), card, image_key=image_key or display_key(card.name), level=level)

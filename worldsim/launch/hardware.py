@@ -34,7 +34,7 @@ NEEDS: dict[str, Need] = {
     "models-pull": Need(),
     "models-export": Need(memory_gib=64.0),
     "extract-latents": Need("L40S", 4 * HOUR, distributed=True),
-    "tokenize-world": Need("L40S", 4 * HOUR),
+    "tokenize-world": Need("L40S", 4 * HOUR, distributed=True),
     "train": Need("H100", 8 * HOUR, distributed=True, cpus=8.0, memory_gib=64.0),
     "finetune-wan": Need("H100", 8 * HOUR, distributed=True, cpus=8.0, memory_gib=64.0),
     "rlvr": Need("H100", 8 * HOUR, distributed=True, cpus=8.0, memory_gib=64.0),

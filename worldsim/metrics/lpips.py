@@ -66,21 +66,31 @@ class Lpips:
         check_clip(prediction, truth)
         out = []
         for at in range(0, len(truth), BATCH):
-            pairs = zip(self._features(prediction[at : at + BATCH]), self._features(truth[at : at + BATCH]), self.heads)
-            layers = [((a - b).square() * head[:, None, None]).sum(1).mean((1, 2)) for a, b, head in pairs]
-            out.append(torch.stack(layers).sum(0))
+            mine, theirs = (self.maps(_signed(frames[at : at + BATCH])) for frames in (prediction, truth))
+            out.append(self.distance(mine, theirs))
         return torch.cat(out).double().numpy()
 
-    def _features(self, frames: np.ndarray) -> list[torch.Tensor]:
-        """uint8 ``[B, H, W, 3]`` -> five maps ``[B, C, h, w]`` of unit length over channels."""
-        x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x = (x - torch.tensor(SHIFT)[:, None, None]) / torch.tensor(SCALE)[:, None, None]
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """float32 ``[B, 3, H, W]`` in -1..1, on the backbone's device -> five maps ``[B, C, h, w]`` of unit length over
+        channels."""
+        x = (x - x.new_tensor(SHIFT)[:, None, None]) / x.new_tensor(SCALE)[:, None, None]
         maps = []
         for number, layer in enumerate([*self.backbone.children()][: TAPS[-1] + 1]):
             x = layer(x.clone())  # some layers work in place, and a tapped map must survive them
             if number in TAPS:
                 maps.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return maps
+
+    def distance(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+        """LPIPS of B pairs of frames from their :meth:`maps`, ``[B]``."""
+        heads = [head.to(x.device)[:, None, None] for head, x in zip(self.heads, a)]
+        layers = [((x - y).square() * head).sum(1).mean((1, 2)) for x, y, head in zip(a, b, heads)]
+        return torch.stack(layers).sum(0)
+
+
+def _signed(frames: np.ndarray) -> torch.Tensor:
+    """uint8 ``[B, H, W, 3]`` -> float32 ``[B, 3, H, W]`` in -1..1."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _backbone_path() -> Path | None:

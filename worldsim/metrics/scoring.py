@@ -14,11 +14,14 @@ from worldsim.data.predictions import Prediction
 from worldsim.report.statistics import Gap, Interval, interval, permutation_gap
 
 MODEL, BASELINE, COPY, CEILING, SHIFTED, PERMUTED = "model", "baseline", "copy_last", "ceiling", "shifted", "permuted"
+BEST, CONTROL = "best_of_n", "control"
 LEAST_GAP_DB = 0.1
 """A permutation gap below this is no following of actions, however certain it is: no eye sees it."""
 ROWS = {
     MODEL: "the model, with each episode's own actions",
+    BEST: "the best of the model's samples of each episode, chosen by the truth, for every score anew",
     BASELINE: "the model it is compared with",
+    CONTROL: "that model at its best temperature and top-k, chosen on other episodes",
     COPY: "the last given frame, repeated",
     CEILING: "the truth through the model's codec: no model behind this codec can score higher",
     SHIFTED: "the truth, one frame late: what a slip between frames and actions would score",
@@ -26,11 +29,14 @@ ROWS = {
 }
 
 
-def rows_of(p: Prediction, baseline: Prediction | None = None) -> dict[str, list[np.ndarray]]:
+def rows_of(
+    p: Prediction, baseline: Prediction | None = None, control: Prediction | None = None
+) -> dict[str, list[np.ndarray]]:
     """Row name -> candidate futures, each uint8 ``[n, H, W, 3]``; several where there are samples or permutations."""
     out = {MODEL: [sample[1:] for sample in p.samples]}
-    if baseline is not None:
-        out[BASELINE] = [sample[1:] for sample in baseline.samples]
+    for row, other in ((BASELINE, baseline), (CONTROL, control)):
+        if other is not None:
+            out[row] = [sample[1:] for sample in other.samples]
     out[COPY] = [np.repeat(p.given[None], p.horizon, axis=0)]
     if p.reconstruction is not None:
         out[CEILING] = [p.reconstruction[1:]]
@@ -77,6 +83,16 @@ def mean_where_defined(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def best(values: np.ndarray, sign: int) -> np.ndarray:
+    """The sample with the best mean over the frames that have a value: ``[N, n]`` -> its ``[n]``.
+
+    Args:
+        sign: 1 where higher is better, -1 where lower is.
+    """
+    means = sign * mean_where_defined(values, axis=1)
+    return values[int(np.argmax(np.where(np.isnan(means), -np.inf, means)))]
+
+
 class Scorer:
     """Adds episodes one at a time, so that only one episode's pixels are in memory; set metrics keep theirs.
 
@@ -93,25 +109,32 @@ class Scorer:
         self.truths: list[np.ndarray] = []
         self.refused: dict[str, str] = {}
 
-    def add(self, p: Prediction, baseline: Prediction | None = None) -> dict[str, dict[str, np.ndarray]]:
+    def add(
+        self, p: Prediction, baseline: Prediction | None = None, control: Prediction | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Score one episode: row -> metric -> ``[n]``."""
         if p.truth is None:
             raise UserError(f"episode {p.episode} was imagined without a truth to compare with")
-        if baseline is not None and (baseline.truth is None or not np.array_equal(baseline.truth, p.truth)):
-            raise UserError(
-                f"the baseline imagines other frames of episode {p.episode} than the model: their camera, size or rate differ",
-                "worldsim eval video DATA --model RUN",
-            )
-        truth, out = p.truth[1:], {}
-        for row, futures in rows_of(p, baseline).items():
-            out[row] = {
-                name: mean_where_defined(np.stack([metric(f, truth, p.given) for f in futures]), axis=0)
-                for name, metric in self.frame.items()
-            }
-            for name, values in out[row].items():
-                self.collected.setdefault(row, {}).setdefault(name, []).append(values)
+        for other in (baseline, control):
+            if other is not None and (other.truth is None or not np.array_equal(other.truth, p.truth)):
+                raise UserError(
+                    f"the baseline imagines other frames of episode {p.episode} than the model: "
+                    "their camera, size or rate differ",
+                    "worldsim eval video DATA --model RUN",
+                )
+        truth = p.truth[1:]
+        out: dict[str, dict[str, np.ndarray]] = {}
+        for row, futures in rows_of(p, baseline, control).items():
+            for name, metric in self.frame.items():
+                each = np.stack([metric(f, truth, p.given) for f in futures])
+                out.setdefault(row, {})[name] = mean_where_defined(each, axis=0)
+                if row == MODEL and len(futures) > 1:
+                    out.setdefault(BEST, {})[name] = best(each, _sign(name))
             if self.set:
                 self.clips.setdefault(row, []).append(futures[0])
+        for row, by_name in out.items():
+            for name, values in by_name.items():
+                self.collected.setdefault(row, {}).setdefault(name, []).append(values)
         self.episodes.append(p.episode)
         if self.set:
             self.truths.append(truth)

@@ -35,18 +35,34 @@ PARTS = ("trained", "average", "optimizer")
 
 
 class Trainable(Protocol):
-    """A module whose ``forward(**batch)`` gives a scalar loss."""
+    """A module whose ``forward(**batch)`` gives a scalar loss.
+
+    A module with an attribute ``numbers`` (name -> scalar tensor, of the last forward pass) has them in ``metrics.jsonl``,
+    those of rank 0.
+    """
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters to train and save, by the name they are saved under."""
         ...
 
     def groups(self, settings: Training) -> list[dict[str, Any]]:
-        """Optimiser groups over the same parameters: ``{"params": […], "lr": peak}``."""
+        """Optimiser groups over the same parameters: ``{"params": […], "lr": peak}``.
+
+        A group may also have ``"alone": True``, whose gradient norm is bounded by itself, and ``"start": step`` before which
+        its gradients are dropped: it is not stepped and its moments begin there.
+        """
         ...
 
     def blocks(self) -> list[nn.Module]:
         """Its repeated parts, which FSDP2 brings together one at a time; asked for with ``train.sharding=fsdp2`` alone."""
+        ...
+
+
+class Feed(Protocol):
+    """Where the batches of a step come from."""
+
+    def take(self, step: int, micro: int) -> Batch:
+        """The batch of forward pass ``micro`` of ``step``; asked for in order."""
         ...
 
 
@@ -80,12 +96,12 @@ def fit(
         UserError: the loss or the gradient norm is not finite; the last state and checkpoint before it are kept.
         KeyboardInterrupt: stopped by SIGTERM or SIGINT, after the state was saved.
     """
-    run = _Run(module, settings, context, save)
+    run = Run(module, settings, context, save)
     began, waited, last = time.monotonic(), 0.0, float("nan")
     tracker = Tracker(context, config or {}, run.step, settings.wandb, settings.project) if context.rank == 0 else None
     first, saved = run.step, run.step
     with (
-        _stoppable() as stop,
+        stoppable() as stop,
         _Ahead(fetch, run.step, settings) as ahead,
         progress("train", settings.steps, done=first, unit="steps") as bar,
     ):
@@ -96,7 +112,7 @@ def fit(
             bar.advance(1, f"loss {last:.4f}")
             if tracker and (run.step % settings.log_every == 0 or run.step == settings.steps):
                 span = time.monotonic() - mark
-                tracker.log({"step": run.step, **numbers, "seconds": span, "data_seconds": waited - before})
+                tracker.log({"step": run.step, **numbers, **run.said(), "seconds": span, "data_seconds": waited - before})
                 mark, before = time.monotonic(), waited
             halt = run.any_rank(stop.is_set())
             if halt or run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
@@ -111,8 +127,8 @@ def fit(
     return Outcome(run.step, last, time.monotonic() - began, waited, first)
 
 
-class _Run:
-    """Module, optimiser and average of one run, wherever it is in its steps."""
+class Run:
+    """Module, optimiser and average of one run, wherever it is in its steps; what :func:`fit` and ``rl.loop`` drive."""
 
     def __init__(self, module: Any, settings: Training, context: RunContext, save: Callable[..., None]) -> None:
         self.settings, self.context, self._save = settings, context, save
@@ -122,7 +138,7 @@ class _Run:
         self.sharded = self._shard(module)
         if not self.sharded:
             module.to(self.device)
-        self.parameters = module.trained()
+        self.module, self.parameters = module, module.trained()
         if context.device == "cuda":
             torch.set_float32_matmul_precision("high")
         groups = module.groups(settings)
@@ -149,7 +165,7 @@ class _Run:
         sharding.shard(module, self.device.type)
         return True
 
-    def advance(self, ahead: _Ahead) -> dict[str, float]:
+    def advance(self, ahead: Feed) -> dict[str, float]:
         """One optimiser step. Returns loss (over all ranks), gradient norm and learning rate."""
         settings, total = self.settings, torch.zeros((), device=self.device)
         for group, peak in zip(self.optimizer.param_groups, self.peaks):
@@ -163,7 +179,7 @@ class _Run:
                 loss = self.model(**batch) / settings.accumulate
                 self.accelerator.backward(loss)
             total += loss.detach()
-        norm = sharding.whole(nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip or float("inf")))
+        norm = self._clip()
         total = self.accelerator.reduce(total, "mean")
         for what, value in (("loss", total), ("gradient norm", norm)):  # before a step could write it into the weights
             if not torch.isfinite(value):
@@ -177,6 +193,22 @@ class _Run:
             self.average.update(self.parameters, ema_decay(self.step, settings))
         self.step += 1
         return {"loss": float(total), "grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _clip(self) -> Tensor:
+        """Bound gradient norms; the largest one before. Gradients of groups that have not started are dropped."""
+        alone = [group["params"] for group in self.optimizer.param_groups if group.get("alone")]
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if self.step < group.get("start", 0) else []:
+                parameter.grad = None
+        apart = {id(p) for params in alone for p in params}
+        shared = [p for p in self.parameters.values() if id(p) not in apart]
+        bound = self.settings.clip or float("inf")
+        norms = [sharding.whole(nn.utils.clip_grad_norm_(params, bound)) for params in [shared, *alone]]
+        return torch.stack([norm.to(self.device) for norm in norms]).max() if alone else norms[0]
+
+    def said(self) -> dict[str, float]:
+        """What the module says of its last forward pass."""
+        return {name: float(value) for name, value in getattr(self.module, "numbers", {}).items()}
 
     def any_rank(self, flag: bool) -> bool:
         """Whether any rank says so: all stop at the same step, or none."""
@@ -254,7 +286,7 @@ class _Ahead:
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
+def stoppable() -> Iterator[threading.Event]:
     """SIGTERM and SIGINT ask for a stop at the end of the step instead of tearing it; a second one is immediate."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -24,6 +24,8 @@ from worldsim.core.types import ActionSpec
 from worldsim.world_models import _worldeval_files
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
+BUNDLED = Path(__file__).resolve().parents[1] / "bases"
+"""Checkpoints that travel in the package; those of world models are loaded by their folder's name."""
 
 
 @runtime_checkable
@@ -53,6 +55,46 @@ class SupportsInstructions(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsTokenizer(Protocol):
+    """A model that speaks in a tokenizer's codes. Shelves do not import each other, so a command hands it over."""
+
+    def attach(self, tokenizer: Any) -> None:
+        """Take the tokenizer (an object of the shelf ``tokenizers``) whose codes it was trained on; another is refused."""
+        ...
+
+
+@runtime_checkable
+class SupportsPastActions(Protocol):
+    """A model whose history holds the actions between the given frames too."""
+
+    def set_past_actions(self, rows: np.ndarray | None) -> None:
+        """Rows ``[B, T0 - 1, r, A]`` between the frames of the next rollout's contexts, physical units; None: unknown."""
+        ...
+
+
+@runtime_checkable
+class SupportsTemperature(Protocol):
+    """A model that draws from a distribution over codes."""
+
+    def set_temperature(self, temperature: float | None = None, top_k: int | None = None) -> None:
+        """How the next rollouts are drawn; None keeps the model's own value, ``top_k`` 0 takes every code."""
+        ...
+
+
+@runtime_checkable
+class SupportsRepeats(Protocol):
+    """A model that knows where a frame is the very same tokens as the one before it.
+
+    Attributes:
+        repeats: of the last rollout, bool ``[B, N, n]``; None before the first.
+        told_repeats: of the last reconstruction, bool ``[B, T - 1]``.
+    """
+
+    repeats: np.ndarray | None
+    told_repeats: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Needs:
     """What clips a model wants.
@@ -69,6 +111,7 @@ class Needs:
         teacher_forced: whether its action rows have seen the true frames that it is to imagine (optional attribute).
         train_episodes: ids of the episodes that it was trained on (optional attribute); empty where it does not say.
         action_dropout: share of clips whose actions were hidden in training (optional attribute); None where it does not say.
+        least_context: given frames without which it is asked what it never learnt (optional attribute); it takes fewer.
     """
 
     height: int
@@ -82,6 +125,7 @@ class Needs:
     teacher_forced: bool = False
     train_episodes: tuple[str, ...] = ()
     action_dropout: float | None = None
+    least_context: int = 1
 
 
 def needs(model: WorldModel) -> Needs:
@@ -98,11 +142,12 @@ def needs(model: WorldModel) -> Needs:
         teacher_forced=bool(getattr(model, "teacher_forced", False)),
         train_episodes=tuple(getattr(model, "train_episodes", ())),
         action_dropout=getattr(model, "action_dropout", None),
+        least_context=getattr(model, "least_context", 1),
     )
 
 
 def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
-    """A world model by registered name (those that need no weights, such as ``copy``) or from a run folder.
+    """A world model by name (``copy``, which needs no weights, or one in the package) or from a run folder.
 
     A run folder resolves to its ``checkpoint/``, which holds ``card.json`` (its key ``world_model`` is the registered
     name) and ``model.safetensors``. A checkpoint folder itself is taken too, and a checkpoint of WorldEval (``X.ckpt``,
@@ -111,10 +156,9 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     Raises:
         UserError: not a registered name and not a run folder, an unfinished run, or a missing file; each with a command.
     """
-    text = str(name_or_run)
-    path = Path(text)
+    path = located(name_or_run)
     if not path.exists():
-        return _by_name(text, device)
+        return _by_name(str(name_or_run), device)
     other = foreign(path)
     if other is not None:
         from worldsim.world_models import _wan_worldeval
@@ -128,6 +172,18 @@ def load(name_or_run: str | Path, device: str = "cpu") -> WorldModel:
     if not (checkpoint / WEIGHTS_FILE).exists():
         raise UserError(f"{checkpoint / WEIGHTS_FILE} is missing", _resume(path))
     return registry.get("world_models", name).load(checkpoint, device)
+
+
+def located(name_or_run: str | Path) -> Path:
+    """The path itself, or the folder in the package of the world model of that name."""
+    path, inside = Path(str(name_or_run)), BUNDLED / str(name_or_run)
+    return inside if not path.exists() and str(name_or_run) in bundled() else path
+
+
+def bundled() -> list[str]:
+    """Names of the world models whose checkpoints travel in the package."""
+    cards = sorted(BUNDLED.glob(f"*/{CARD_FILE}"))
+    return [card.parent.name for card in cards if "world_model" in read_json(card)]
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -163,7 +219,7 @@ def rollout_memory(name_or_run: str | Path, batch: int) -> float | None:
     Raises:
         UserError: as :func:`load`.
     """
-    path = Path(str(name_or_run))
+    path = located(name_or_run)
     if not path.exists():
         _by_name(str(name_or_run), "cpu")
         return None
@@ -184,7 +240,7 @@ def foreign(path: Path) -> Path | None:
 
 
 def _by_name(name: str, device: str) -> WorldModel:
-    known = registry.names("world_models")
+    known = [*registry.names("world_models"), *bundled()]
     if name.replace("_", "-") not in known:
         raise UserError(
             f"there is no run folder and no world model '{name}'{did_you_mean(name, known)}", "worldsim models list"

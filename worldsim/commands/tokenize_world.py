@@ -1,0 +1,179 @@
+"""``worldsim tokenize-world``: the discrete codes of every frame, as memory-mapped columns beside the data.
+
+Token world models read these and nothing else while they train; ``train`` and ``rlvr`` fill what is missing by themselves. See
+``commands._tokens`` for what a column holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from worldsim import tokenizers
+from worldsim.commands import _latents, _tokens
+from worldsim.commands._token_windows import choose_camera
+from worldsim.commands._tokens import Cut
+from worldsim.core import registry
+from worldsim.core.config import config
+from worldsim.core.errors import PartialResult, UserError, did_you_mean
+from worldsim.core.protocols import EpisodeSource
+from worldsim.core.runs import RunContext
+from worldsim.core.types import Result
+from worldsim.data import columns
+from worldsim.data.split import split_episodes
+from worldsim.data.windows import stride_for
+from worldsim.formats import open_dataset
+from worldsim.train import distributed
+
+
+@config
+class Config:
+    """What to tokenise, and with what.
+
+    Attributes:
+        data: dataset folder, any format. format: its registered format; detected when null.
+        tokenizer: its registered name. checkpoint: the run that trained it (a token model's run has a copy).
+        split: a part of the split (``train``, ``all``), or ``held-out``.
+        camera: the first by name when null. fps: frame rate of the model that will read the tokens; the dataset's when null.
+        reach: frames told from each context frame, itself included: ``context_back + history + predicted`` of the model that
+            will read them; only for a tokenizer with a context.
+        batch: frames per forward pass.
+        columns: where columns go when the dataset is read-only; the dataset itself when null.
+        max_rejected: how many bad episodes are accepted before the command fails.
+    """
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("max_rejected", "batch")
+
+    data: str | None = None
+    format: str | None = None
+    tokenizer: str = "fsq-compressive"
+    checkpoint: str | None = None
+    split: str = "all"
+    camera: str | None = None
+    fps: float | None = None
+    reach: int = 8
+    batch: int = 16
+    columns: str | None = None
+    max_rejected: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("reach", "batch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+        known = registry.names("tokenizers")
+        if self.tokenizer.replace("_", "-") not in known:
+            raise ValueError(f"there is no tokenizer '{self.tokenizer}'{did_you_mean(self.tokenizer, known)}")
+
+
+def run(config: Config, context: RunContext) -> Result:
+    """Fill the columns; every process takes its share of the episodes.
+
+    Raises:
+        UserError: no such run, or a run of another tokenizer.
+        PartialResult: more than ``max_rejected`` episodes cannot be read; the others are tokenised.
+    """
+    data, root = _latents.folders(config.data, config.columns)
+    folder = _folder(config)
+    context.inputs["data"] = str(data)
+    context.reads("checkpoint", Path(str(config.checkpoint)))
+    tokenizer = tokenizers.load(folder, context.device)
+    _require_name(config, tokenizer)
+    source = open_dataset(data, config.format)
+    try:
+        cut, names = _cut(config, source, tokenizer), _episodes(config, source)
+        found = _tokens.specs(tokenizer, columns.dataset_fingerprint(data), cut)
+        share = {"rank": context.rank, "world_size": context.world_size}
+        tokens = _tokens.fill(root, source, tokenizer, found, cut, names, context.device, batch=config.batch, **share)
+        rejected = distributed.union(tokens.rejected)
+    finally:
+        source.close()
+    if context.rank != 0:
+        return Result()
+    return _report(config, tokens, [name for name in names if name in tokens], rejected, root, tokenizer.codes)
+
+
+def _folder(config: Config) -> Path:
+    if config.checkpoint is None:
+        raise UserError(
+            f"tokens of {config.tokenizer} need a trained tokenizer",
+            f"worldsim train --config {config.tokenizer.replace('-', '_')} DATA",
+        )
+    if not Path(config.checkpoint).exists():
+        raise UserError(
+            f"there is no run {config.checkpoint}", f"worldsim train --config {config.tokenizer.replace('-', '_')} DATA"
+        )
+    return tokenizers.find(Path(config.checkpoint))
+
+
+def _require_name(config: Config, tokenizer: Any) -> None:
+    name = tokenizer.card()["tokenizer"].replace("_", "-")
+    if name != config.tokenizer.replace("_", "-"):
+        raise UserError(
+            f"{config.checkpoint} holds the tokenizer {name}, not {config.tokenizer}",
+            f"worldsim tokenize-world {config.data} --tokenizer {name} --checkpoint {config.checkpoint}",
+        )
+
+
+def _cut(config: Config, source: EpisodeSource, tokenizer: Any) -> Cut:
+    camera = choose_camera(source, config.camera, "tokenize-world")
+    return Cut(camera, stride_for(source.card.fps, config.fps), config.reach if tokenizer.context_tokens else 1)
+
+
+def _episodes(config: Config, source: EpisodeSource) -> list[str]:
+    split = split_episodes(source.ids(), source.card.splits)
+    return split.held_out if config.split == "held-out" else split.part(config.split)
+
+
+def _report(
+    config: Config, tokens: _tokens.Tokens, present: list[str], rejected: dict[str, str], root: Path, codes: int
+) -> Result:
+    parts = [tokens.frames, *([tokens.context] if tokens.context else [])]
+    used = np.zeros(codes, bool)
+    count = 0
+    for episode in present:
+        values = np.asarray(tokens.frames.load(episode))
+        values = values[values != _tokens.ABSENT]
+        used[values] = True
+        count += values.size
+    result = Result(
+        metrics={
+            "episodes": len(present),
+            "tokens": count,
+            "codes": codes,
+            "codes_used": int(used.sum()),
+            "columns": [column.folder.relative_to(root).as_posix() for column in parts],
+            "rejected": [{"episode": episode, "reason": reason} for episode, reason in rejected.items()],
+        },
+        next=f"worldsim train --config token_{'multi' if tokens.context else 'single'}_step {config.data} "
+        f"--tokenizer {config.checkpoint}",
+        summary=f"{len(present)} episodes, {count} tokens, {used.sum()} of {codes} codes in use: {tokens.frames.folder}",
+    )
+    if len(rejected) > config.max_rejected:
+        first, reason = next(iter(rejected.items()))
+        raise PartialResult(
+            f"{len(rejected)} episodes cannot be tokenised, the first is {first}: {reason}",
+            f"worldsim tokenize-world {config.data} … --set max_rejected={len(rejected)}",
+            result,
+        )
+    return result
+
+
+def plan(config: Config, seed: int = 0) -> dict[str, Any]:
+    """What would be tokenised and where it would go; decodes no frame."""
+    data, root = _latents.folders(config.data, config.columns)
+    folder = _folder(config)
+    tokenizer = tokenizers.load(folder, "cpu")
+    _require_name(config, tokenizer)
+    source = open_dataset(data, config.format)
+    try:
+        cut, names = _cut(config, source, tokenizer), _episodes(config, source)
+    finally:
+        source.close()
+    found = _tokens.specs(tokenizer, columns.dataset_fingerprint(data), cut)
+    return {
+        "episodes": len(names),
+        "missing": len(_tokens.missing(root, found, names)),
+        "columns": [str(root / spec.path) for spec in found.values()],
+    }

@@ -1,0 +1,1 @@
+"""Reinforcement with verifiable rewards: groups of imagined futures, their advantages, and the clipped objective."""
