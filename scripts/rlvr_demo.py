@@ -63,7 +63,7 @@ class Story:
     steps: int = 24
     seeds: int = 3
     samples: int = 4
-    temperature: float = 0.25
+    temperature: float = 0.5
     bases: Path = BASES
     rlvr: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
