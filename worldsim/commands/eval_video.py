@@ -6,7 +6,6 @@ frame) and ``report/``, which can be opened from a disk or published.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +15,16 @@ import numpy as np
 
 from worldsim import metrics as shelf
 from worldsim.commands import _eval_control, _eval_repeats, infer
+from worldsim.commands._agenda import Agenda, Order
+from worldsim.commands._eval_alarms import alarm, flicker, shout
 from worldsim.commands._eval_control import Control, Search
 from worldsim.commands._eval_page import Facts, publish
 from worldsim.commands._eval_repeats import Repeats
 from worldsim.commands._eval_scores import scores_json
-from worldsim.commands._imagine import Agenda, Order, Studio
+from worldsim.commands._imagine import Studio
 from worldsim.commands._world import load_world as load_model
 from worldsim.core import registry
 from worldsim.core.config import config
-from worldsim.core.console import say
 from worldsim.core.errors import PartialResult, UserError, did_you_mean
 from worldsim.core.files import write_json
 from worldsim.core.protocols import EpisodeSource
@@ -32,8 +32,7 @@ from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
 from worldsim.data.predictions import Prediction, find, load
 from worldsim.formats import open_dataset
-from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, Summary, summarise
-from worldsim.report.statistics import LEAST_EPISODES
+from worldsim.metrics.scoring import BASELINE, CEILING, COPY, MODEL, Scorer, summarise
 from worldsim.world_models import SupportsTokenizer
 
 DEMO_ROWS = {"tuned": MODEL, "base": BASELINE, "copy_last": COPY, "ceiling": CEILING}
@@ -163,10 +162,10 @@ def run(config: Config, context: RunContext) -> Result:
     for sentence in scorer.refused.values():
         context.note(sentence)
     summary = summarise(table, context.seed, config.resamples, config.gap_metric, identical)
-    alarms = [sentence for sentence in (material.forced, _alarm(summary)) if sentence]
+    alarms = [sentence for sentence in (material.forced, alarm(summary)) if sentence]
     for sentence in alarms:
         shout(sentence)
-    for warning in (*alarms, _flicker(summary)):
+    for warning in (*alarms, flicker(summary)):
         if warning:
             context.note(warning)
     rates = repeated.summary(context.seed, config.resamples)
@@ -301,45 +300,6 @@ def _score(config: Config, context: RunContext, material: Material) -> tuple[Sco
         same = prediction.permuted is not None and all(np.array_equal(p, prediction.pred) for p in prediction.permuted)
         identical = identical and same
     return scorer, repeated, identical
-
-
-def _alarm(summary: Summary) -> str | None:
-    """The sentence for a model that does not follow its actions; None for one that does, or where nothing was measured."""
-    gap = summary.gap
-    if summary.identical:
-        return "THIS MODEL IGNORES ITS ACTIONS: with another episode's actions it imagines the very same pixels."
-    if gap is None or gap.follows:
-        return None
-    span = f"{gap.interval.mean:+.2f} [{gap.interval.low:+.2f} … {gap.interval.high:+.2f}]"
-    tests = f"sign test p = {gap.p:.2g}, permutation test p = {gap.p_mean:.2g}"
-    if not gap.enough:
-        return (
-            f"NOT SHOWN TO FOLLOW ITS ACTIONS: {gap.interval.count} episodes are too few to tell, {LEAST_EPISODES} are the "
-            f"least; own against other actions, {summary.gap_metric} changes by {span} ({tests})."
-        )
-    return (
-        f"THIS MODEL IGNORES ITS ACTIONS, as far as {gap.interval.count} episodes can tell: with its own instead of another "
-        f"episode's actions {summary.gap_metric} gets better by {span}, which chance explains ({tests})."
-    )
-
-
-def shout(sentence: str) -> None:
-    """A sentence that must not be overlooked, framed, on stderr."""
-    lines = textwrap.wrap(sentence, 96)
-    frame = "!" * (max(map(len, lines)) + 6)
-    say("\n".join([frame, *(f"!! {line.ljust(len(frame) - 6)} !!" for line in lines), frame]))
-
-
-def _flicker(summary: Summary) -> str | None:
-    """The sentence for a gain in motion_psnr that does not come from where the truth moved; None for an honest one."""
-    wide, narrow = (summary.over_copy.get(name) for name in ("motion_psnr", "truth_motion_psnr"))
-    if wide is None or narrow is None or not wide.low > 0 or narrow.low > 0:
-        return None
-    return (
-        f"motion_psnr is {wide.mean:+.2f} dB over copy, but where the truth moved it is {narrow.mean:+.2f} dB "
-        f"[{narrow.low:+.2f} … {narrow.high:+.2f}]: the gain comes from pixels that only the prediction changed, not from "
-        "motion that it got right"
-    )
 
 
 def _result(config: Config, context: RunContext, material: Material, scores: dict[str, Any], text: str) -> Result:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from worldsim.commands._imagine import Agenda, Order, Planned, Studio
+from worldsim.commands._agenda import Agenda, Order, Planned
+from worldsim.commands._imagine import Studio
 from worldsim.commands._world import load_world as load
 from worldsim.core.config import config
 from worldsim.core.errors import PartialResult, UserError
