@@ -247,8 +247,12 @@ def verdict(summary: dict[str, Any], story: Story) -> str:
     ]
     lines = [f"rlvr-demo: {summary['episodes']} held-out episodes, {summary['horizon']} frames, {story.seeds} seeds"]
     lines += [f"  {'yes' if good else 'NO '}  {text}" for good, text in checks]
-    mae = moved("base_best_temperature", "mae")
-    lines.append(f"  beside it, MAE against the base at its best temperature: {mean(seeds, mae):+.1%}")
+    beside = ", ".join(
+        f"{what} {name} {mean(kind, moved('base_best_temperature', score)):+.1%}"
+        for what, kind in (("multi-step", seeds), ("single-step", single))
+        for name, score in (("MSE", "mse"), ("MAE", "mae"))
+    )
+    lines.append(f"  against the base at its best temperature: {beside}; more than that is what a lower temperature gives")
     if summary["episodes"] < 16 or story.seeds < 3:
         lines.append("  Too few episodes or seeds to conclude anything.")
     return "\n".join([*lines, f"  open {story.out / 'eval-multi-0' / 'report' / 'index.html'}"])
