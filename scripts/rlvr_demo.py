@@ -252,7 +252,7 @@ def verdict(summary: dict[str, Any], story: Story) -> str:
         for what, kind in (("multi-step", seeds), ("single-step", single))
         for name, score in (("MSE", "mse"), ("MAE", "mae"))
     )
-    lines.append(f"  against the base at its best temperature: {beside}; more than that is what a lower temperature gives")
+    lines.append(f"  against the base at its best temperature: {beside} (all other gain is that of a lower temperature)")
     if summary["episodes"] < 16 or story.seeds < 3:
         lines.append("  Too few episodes or seeds to conclude anything.")
     return "\n".join([*lines, f"  open {story.out / 'eval-multi-0' / 'report' / 'index.html'}"])
