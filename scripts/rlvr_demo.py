@@ -63,7 +63,7 @@ class Story:
     steps: int = 24
     seeds: int = 3
     samples: int = 4
-    temperature: float = 0.25
+    temperature: float = 0.5
     bases: Path = BASES
     rlvr: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()
@@ -247,8 +247,12 @@ def verdict(summary: dict[str, Any], story: Story) -> str:
     ]
     lines = [f"rlvr-demo: {summary['episodes']} held-out episodes, {summary['horizon']} frames, {story.seeds} seeds"]
     lines += [f"  {'yes' if good else 'NO '}  {text}" for good, text in checks]
-    mae = moved("base_best_temperature", "mae")
-    lines.append(f"  beside it, MAE against the base at its best temperature: {mean(seeds, mae):+.1%}")
+    beside = ", ".join(
+        f"{what} {name} {mean(kind, moved('base_best_temperature', score)):+.1%}"
+        for what, kind in (("multi-step", seeds), ("single-step", single))
+        for name, score in (("MSE", "mse"), ("MAE", "mae"))
+    )
+    lines.append(f"  against the base at its best temperature: {beside} (all other gain is that of a lower temperature)")
     if summary["episodes"] < 16 or story.seeds < 3:
         lines.append("  Too few episodes or seeds to conclude anything.")
     return "\n".join([*lines, f"  open {story.out / 'eval-multi-0' / 'report' / 'index.html'}"])

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from worldsim import metrics
-from worldsim.commands._imagine import Agenda, Order, Studio
+from worldsim.commands._agenda import Agenda, Order
+from worldsim.commands._imagine import Studio
 from worldsim.core import registry
 from worldsim.core.errors import UserError
 from worldsim.core.protocols import EpisodeSource, WorldModel
