@@ -17,7 +17,7 @@ from worldsim import metrics
 from worldsim.commands._agenda import Agenda, Order
 from worldsim.commands._imagine import Studio
 from worldsim.core import registry
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.protocols import EpisodeSource, WorldModel
 from worldsim.core.runs import RunContext
 from worldsim.data.predictions import load, save
@@ -101,7 +101,7 @@ def choose(
         if both:
             raise UserError(
                 f"validation = {search.validation}: episode {min(both)} is scored as well",
-                "worldsim eval video … --set validation=val",
+                again(validation="val"),
             )
         folder = context.out / FOLDER / f"temperature-{temperature:g}-top-k-{k}"
         files = imagined(studio, agenda, folder, f"temperature {temperature:g}, top-k {k or 'all'}")
@@ -131,7 +131,7 @@ def _validation(search: Search, order: Order, source: EpisodeSource) -> str:
     if not split.parts.get("val") or not split.parts.get("test"):
         raise UserError(
             f"{order.data} has no validation part; name the episodes on which the baseline's temperature is chosen",
-            f"worldsim eval video {order.data} … --set control=true --set validation=0:8",
+            again(validation="0:8"),
         )
     return "val"
 

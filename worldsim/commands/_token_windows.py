@@ -14,7 +14,7 @@ import numpy as np
 
 from worldsim.commands import _tokens
 from worldsim.commands._tokens import Cut, Tokens
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.types import ActionSpec
 from worldsim.data import cameras, columns, windows
@@ -228,14 +228,14 @@ def refuse(wish: Wish, seen: _Survey, count: int, spec: WindowSpec) -> None:
     """
     if len(seen.rejected) > wish.max_rejected or (seen.rejected and not seen.starts):
         first, reason = next(iter(seen.rejected.items()))
-        accept = f"worldsim {wish.command} {wish.data} … --set max_rejected={len(seen.rejected)}"
+        accept = again(max_rejected=len(seen.rejected))
         raise UserError(
             f"{len(seen.rejected)} of {count} episodes cannot be used, the first is {first}: {reason}",
-            accept if seen.starts else f"worldsim doctor {wish.data}",
+            accept if seen.starts else ["worldsim", "doctor", wish.data],
         )
     if not seen.starts:
         raise UserError(
             f"{wish.data}: no episode of {count} has the {spec.span + spec.delay} source frames that windows of "
             f"{spec.frames} frames need (one of every {spec.stride} is taken); the longest has {seen.longest}",
-            f"worldsim {wish.command} {wish.data} … --set predicted={max(1, wish.predicted // 2)}",
+            again(predicted=max(1, wish.predicted // 2)),
         )

@@ -87,7 +87,7 @@ def choose(wish: Wish, source: EpisodeSource, decode: bool = True) -> Chosen:
         _notes(wish, source, camera, frames, size),
     )
     if not len(chosen.train):
-        raise UserError(f"no train episode of {wish.data} has two frames to learn from", f"worldsim doctor {wish.data}")
+        raise UserError(f"no train episode of {wish.data} has two frames to learn from", ["worldsim", "doctor", wish.data])
     return chosen
 
 
@@ -102,7 +102,7 @@ def refuse(wish: Wish, rejected: list[BadEpisode], count: int) -> None:
     raise UserError(
         f"{len(rejected)} of {count} train episodes cannot be used, the first is {rejected[0].episode}: "
         f"{rejected[0].reason}",
-        accept if len(rejected) < count else f"worldsim doctor {wish.data}",
+        accept if len(rejected) < count else ["worldsim", "doctor", wish.data],
     )
 
 

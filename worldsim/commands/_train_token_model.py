@@ -19,7 +19,7 @@ from worldsim import tokenizers
 from worldsim.commands import _latents, _tokens
 from worldsim.commands._token_windows import TokenWindows, Wish, cut_for, prepare
 from worldsim.core.config import config, to_values
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.files import read_json, replacing
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
@@ -156,7 +156,8 @@ def _tokenizer(config: Config) -> Path:
         raise UserError("no tokenizer was named", "worldsim train --config token_multi_step DATA --tokenizer RUN")
     if not Path(config.tokenizer).exists():
         raise UserError(
-            f"there is no tokenizer run {config.tokenizer}", f"worldsim train --config fsq_compressive {config.data}"
+            f"there is no tokenizer run {config.tokenizer}",
+            ["worldsim", "train", "--config", "fsq_compressive", config.data or "DATA"],
         )
     return tokenizers.find(Path(config.tokenizer))
 
@@ -278,7 +279,10 @@ def _net(config: Config, card: TokenCard) -> TokenNet:
     else:
         found = TokenCard.read(folder / checkpoint.CARD).net
     if found != card.net:
-        raise UserError(f"{config.init} has {found}, this recipe {card.net}", "worldsim train … --set net.layers=12")
+        raise UserError(
+            f"{config.init} has {found}, this recipe {card.net}",
+            again({f"net.{key}": value for key, value in found.card().items() if key != "vocab"}),
+        )
     tensors = checkpoint.read_weights(folder / checkpoint.WEIGHTS)
     return TokenNet.from_llama({name: tensor.float() for name, tensor in tensors.items()}, card.net)
 
@@ -330,7 +334,7 @@ def _report(config: Config, context: RunContext, windows: TokenWindows, outcome:
         metrics["peak_gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return Result(
         metrics=metrics,
-        next=f"worldsim rlvr {config.data} --model {context.out}",
+        next=["worldsim", "rlvr", config.data, "--model", context.out],
         summary=f"{outcome.steps} steps on {len(windows)} windows of {config.history} + {config.predicted} frames at "
         f"{windows.fps:g} fps from {len(windows.episodes)} episodes; loss {metrics['loss']:.4f} nats per token",
     )

@@ -22,7 +22,7 @@ from worldsim.commands._selection import parse_size
 from worldsim.commands._tokenizer_frames import Chosen, Wish, choose
 from worldsim.core import registry
 from worldsim.core.config import config, to_values
-from worldsim.core.errors import BadEpisode, UserError
+from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.runs import CHECKPOINT, RunContext
 from worldsim.core.types import Result
 from worldsim.data.segments import SegmentSpec
@@ -142,7 +142,7 @@ def sketch(config: Any, height: int, width: int) -> Any:
         with torch.device("meta"):
             return plugin(config.net, height, width)
     except ValueError as error:
-        raise UserError(f"size = {height}x{width}: {error}", "worldsim train … --size 256x320") from None
+        raise UserError(f"size = {height}x{width}: {error}", again(size="256x320")) from None
 
 
 def distance_of(weights: Loss, device: str) -> tuple[Distance, str]:
@@ -157,7 +157,7 @@ def distance_of(weights: Loss, device: str) -> tuple[Distance, str]:
         if missing is None:
             return lpips.create(device), "LPIPS on VGG16"
         if weights.distance == "lpips":
-            raise UserError(missing, "worldsim train … --set loss.distance=pyramid")
+            raise UserError(missing, again({"loss.distance": "pyramid"}))
     return perceptual, "the built-in pyramid of fixed filters (no LPIPS weights are needed for it)"
 
 
@@ -245,7 +245,7 @@ def _report(config: Any, context: RunContext, chosen: Chosen, outcome: Outcome, 
     said = f"; held out: {floor['psnr']:.2f} dB, {floor['perplexity']:.0f} codes in use" if floor else ""
     return Result(
         metrics=metrics,
-        next=f"worldsim tokenize-world {config.data} --tokenizer {config.tokenizer} --checkpoint {context.out}",
+        next=["worldsim", "tokenize-world", config.data, "--tokenizer", config.tokenizer, "--checkpoint", context.out],
         summary=f"{config.tokenizer}: {outcome.steps} steps on {len(chosen.train.lengths)} episodes at "
         f"{chosen.height}x{chosen.width}{said}",
     )

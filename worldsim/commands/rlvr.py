@@ -347,7 +347,7 @@ def _report(config: Config, context: RunContext, learnt: TokenWindows, held: Tok
         told += f"; held-out reward {before:.4f} -> {after:.4f}, best after iteration {metrics['best_iteration']} (best/)"
     return Result(
         metrics=metrics,
-        next=f"worldsim eval video {config.data} --model {context.out} --baseline {config.model}",
+        next=["worldsim", "eval", "video", config.data, "--model", context.out, "--baseline", config.model],
         summary=told,
     )
 

@@ -17,7 +17,7 @@ from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._tokens import Cut
 from worldsim.core import registry
 from worldsim.core.config import config
-from worldsim.core.errors import PartialResult, UserError, did_you_mean
+from worldsim.core.errors import PartialResult, UserError, again, did_you_mean
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
@@ -98,11 +98,12 @@ def _folder(config: Config) -> Path:
     if config.checkpoint is None:
         raise UserError(
             f"tokens of {config.tokenizer} need a trained tokenizer",
-            f"worldsim train --config {config.tokenizer.replace('-', '_')} DATA",
+            ["worldsim", "train", "--config", config.tokenizer.replace("-", "_"), config.data or "DATA"],
         )
     if not Path(config.checkpoint).exists():
         raise UserError(
-            f"there is no run {config.checkpoint}", f"worldsim train --config {config.tokenizer.replace('-', '_')} DATA"
+            f"there is no run {config.checkpoint}",
+            ["worldsim", "train", "--config", config.tokenizer.replace("-", "_"), config.data or "DATA"],
         )
     return tokenizers.find(Path(config.checkpoint))
 
@@ -112,7 +113,7 @@ def _require_name(config: Config, tokenizer: Any) -> None:
     if name != config.tokenizer.replace("_", "-"):
         raise UserError(
             f"{config.checkpoint} holds the tokenizer {name}, not {config.tokenizer}",
-            f"worldsim tokenize-world {config.data} --tokenizer {name} --checkpoint {config.checkpoint}",
+            again(tokenizer=name),
         )
 
 
@@ -137,6 +138,7 @@ def _report(
         values = values[values != _tokens.ABSENT]
         used[values] = True
         count += values.size
+    recipe = f"token_{'multi' if tokens.context else 'single'}_step"
     result = Result(
         metrics={
             "episodes": len(present),
@@ -146,15 +148,14 @@ def _report(
             "columns": [column.folder.relative_to(root).as_posix() for column in parts],
             "rejected": [{"episode": episode, "reason": reason} for episode, reason in rejected.items()],
         },
-        next=f"worldsim train --config token_{'multi' if tokens.context else 'single'}_step {config.data} "
-        f"--tokenizer {config.checkpoint}",
+        next=["worldsim", "train", "--config", recipe, config.data, "--tokenizer", config.checkpoint],
         summary=f"{len(present)} episodes, {count} tokens, {used.sum()} of {codes} codes in use: {tokens.frames.folder}",
     )
     if len(rejected) > config.max_rejected:
         first, reason = next(iter(rejected.items()))
         raise PartialResult(
             f"{len(rejected)} episodes cannot be tokenised, the first is {first}: {reason}",
-            f"worldsim tokenize-world {config.data} … --set max_rejected={len(rejected)}",
+            again(max_rejected=len(rejected)),
             result,
         )
     return result

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.protocols import SupportsLogProb
 from worldsim.rl.groups import Groups, Numbers, frame_of
 from worldsim.rl.objectives import CLIP, DUAL_CLIP, advantages, group_std, objective, per_token
@@ -44,12 +44,12 @@ class Shares:
         if self.prompts % self.minibatch:
             raise UserError(
                 f"prompts = {self.prompts} is not a multiple of minibatch = {self.minibatch}",
-                f"worldsim rlvr … --set minibatch={self.prompts}",
+                again(minibatch=self.prompts),
             )
         if self.minibatch % self.world_size:
             raise UserError(
                 f"whole groups cannot be shared out: minibatch = {self.minibatch} over {self.world_size} processes",
-                f"worldsim rlvr … --nproc {max(d for d in range(1, self.world_size) if not self.minibatch % d)}",
+                again(nproc=max(d for d in range(1, self.world_size) if not self.minibatch % d)),
             )
 
     @property
@@ -103,7 +103,7 @@ class GroupLoss(nn.Module):
         return [{"params": list(self.net.parameters()), "lr": settings.lr}]
 
     def blocks(self) -> list[nn.Module]:
-        raise UserError("rlvr holds the whole model on every process", "worldsim rlvr … --set train.sharding=none")
+        raise UserError("rlvr holds the whole model on every process", again({"train.sharding": "none"}))
 
     def forward(
         self, prompt: Tensor, responses: Tensor, old: Tensor, reference: Tensor, advantage: Tensor, fresh: Tensor

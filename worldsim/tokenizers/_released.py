@@ -110,7 +110,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Any:
         module = plugin(build(plugin.Net, _spec(about, name, folder)), height, width)
     path = next((folder / file for file in WEIGHTS if (folder / file).exists()), None)
     if path is None:
-        raise UserError(f"{folder} has a {CONFIG} but no weights: none of {', '.join(WEIGHTS)}", f"ls {folder}")
+        raise UserError(f"{folder} has a {CONFIG} but no weights: none of {', '.join(WEIGHTS)}", ["ls", folder])
     report = fill(module, _read(path), str(path))
     module.imported = f"{path}: {report}, none is missing or unknown"
     module.about = {"imported_from": str(about.get("_class_name", "RLVR-World"))}
