@@ -76,7 +76,7 @@ def test_a_signal_reaches_the_ranks(count_up: str, tmp_path: Path) -> None:
     ours = signal.getsignal(signal.SIGTERM)
 
     def terminate() -> None:
-        while not (out / "state" / "1.json").exists():
+        while not all((out / "state" / f"{rank}.json").exists() for rank in (0, 1)):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -380,8 +380,10 @@ def test_keys_that_take_an_input_are_keys_of_a_command() -> None:
     import pkgutil
 
     import worldsim.commands
+    from worldsim.commands import train
     from worldsim.worker import command_module
 
     names = [m.name for m in pkgutil.iter_modules(worldsim.commands.__path__) if not m.name.startswith("_")]
-    configs = [getattr(command_module(name), "Config", None) for name in names]
-    assert {key for config in configs if config for key in config.__dataclass_fields__} >= upload.INPUT_KEYS
+    modules = [command_module(name) for name in names] + [train.trainable(name) for name in train.names()]
+    configs = [module.Config for module in modules if hasattr(module, "Config")]
+    assert {key for config in configs for key in getattr(config, "__dataclass_fields__", {})} >= upload.INPUT_KEYS

@@ -204,7 +204,7 @@ def test_a_shared_deviation_is_the_mean_over_groups() -> None:
     ("prompts", "minibatch", "ranks", "message", "command"),
     [
         (8, 3, 1, "prompts = 8 is not a multiple of minibatch = 3", "minibatch=8"),
-        (8, 4, 3, "over 3 processes", "--nproc 2"),
+        (8, 4, 3, "over 3 processes", "nproc=2"),
     ],
 )
 def test_shares_that_do_not_work_out_are_one_sentence(

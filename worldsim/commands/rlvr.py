@@ -44,14 +44,16 @@ PICTURE = "rollouts.png"
 
 @config
 class Update:
-    """How the policy is optimised. ``clip_norm`` bounds the gradient norm. ``micro``: groups per forward pass, which changes
-    memory and nothing else. ``bf16``: forward passes in bf16; log-probabilities stay fp32."""
+    """How the policy is optimised. ``clip_norm`` bounds the gradient norm. ``ema``: decay of the averaged weights that
+    ``checkpoint/`` holds, which takes the noise of few samples out; 0 keeps the last. ``micro``: groups per forward pass, which
+    changes memory and nothing else. ``bf16``: forward passes in bf16; log-probabilities stay fp32."""
 
     lr: float = 5e-5
     warmup: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    ema: float = 0.0
     micro: int = 1
     bf16: bool = False
 
@@ -285,7 +287,7 @@ def _improve(
         betas=config.update.betas,
         weight_decay=config.update.weight_decay,
         clip=config.update.clip_norm,
-        ema=0.0,
+        ema=config.update.ema,
         wandb=config.wandb,
         project=config.project,
     )
