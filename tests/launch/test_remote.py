@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.fake import FakeBackend
+from worldsim.core.config import to_values
 from worldsim.core.errors import RemoteError, UserError
 from worldsim.core.task import Task
 from worldsim.launch import launch, records, runs, upload
@@ -385,5 +386,9 @@ def test_keys_that_take_an_input_are_keys_of_a_command() -> None:
 
     names = [m.name for m in pkgutil.iter_modules(worldsim.commands.__path__) if not m.name.startswith("_")]
     modules = [command_module(name) for name in names] + [train.trainable(name) for name in train.names()]
-    configs = [module.Config for module in modules if hasattr(module, "Config")]
-    assert {key for config in configs for key in getattr(config, "__dataclass_fields__", {})} >= upload.INPUT_KEYS
+    configs = [module.Config for module in modules if hasattr(getattr(module, "Config", None), "__dataclass_fields__")]
+
+    def keys(values: dict) -> set[str]:
+        return set(values).union(*(keys(value) for value in values.values() if isinstance(value, dict)))
+
+    assert keys({str(k): to_values(config()) for k, config in enumerate(configs)}) >= upload.INPUT_KEYS
