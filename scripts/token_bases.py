@@ -72,6 +72,17 @@ def bundle(run: Path, tokenizer: Path, folder: Path) -> None:
     print(f"{folder}: {size / 2**20:.1f} MB of weights")
 
 
+def share(first: Path, second: Path) -> None:
+    """The second base points at the first one's tokenizer, which is its own as well, instead of holding it again."""
+    own = second / TOKENIZER
+    name = read_json(own / checkpoint.CARD)["tokenizer"]
+    if (own / checkpoint.WEIGHTS).read_bytes() != (first / TOKENIZER / checkpoint.WEIGHTS).read_bytes():
+        raise SystemExit(f"{first} and {second} have different tokenizers")
+    remove(own / checkpoint.WEIGHTS)
+    at = Path("..", "..", first.name, TOKENIZER).as_posix()
+    write_json(own / checkpoint.CARD, {"tokenizer": name, tokenizers.SAME_AS: at})
+
+
 def halve(source: Path, target: Path) -> None:
     """Copy a checkpoint's card and weights, floats as fp16. Episode names stay behind: other simulated data has the same."""
     tensors = checkpoint.read_weights(source / checkpoint.WEIGHTS)
@@ -89,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(given.out)
     except Failed as failed:
         return failed.code
-    for kind in KINDS:
-        bundle(given.out / kind, given.out / "tokenizer", given.to / f"token-tiny-{kind}")
+    folders = [given.to / f"token-tiny-{kind}" for kind in KINDS]
+    for kind, folder in zip(KINDS, folders):
+        bundle(given.out / kind, given.out / "tokenizer", folder)
+    share(*folders)
     return 0
 
 

@@ -13,6 +13,7 @@ from tests import token_world
 from worldsim import tokenizers, world_models
 from worldsim.commands import _train_token_model as training
 from worldsim.commands._token_windows import TokenWindows, Wish, prepare
+from worldsim.commands._tokens import digest_of
 from worldsim.commands._world import load_world
 from worldsim.core import registry
 from worldsim.core.config import assign, build, load_recipe
@@ -20,7 +21,7 @@ from worldsim.core.errors import UserError
 from worldsim.core.runs import RunContext
 from worldsim.data.split import split_episodes
 from worldsim.formats import open_dataset
-from worldsim.world_models import _token_rollout
+from worldsim.world_models import BUNDLED, _token_rollout
 from worldsim.world_models._token_sampler import Sampled
 
 SINGLE = {"tokenizer": "fsq-frame", "history": 2, "predicted": 1, "short_history": 0.3}
@@ -245,3 +246,12 @@ def test_mistakes_are_one_sentence(tmp_path: Path, data: Path, values: dict, sen
     recipe |= {"data": str(data), "tokenizer": str(tmp_path / "tokenizer"), **values}
     with pytest.raises(UserError, match=sentence):
         training.run(build(training.Config, recipe), RunContext("train", tmp_path))
+
+
+def test_the_bundled_bases_are_small_and_share_a_tokenizer() -> None:
+    folders = sorted(BUNDLED.glob("token-tiny-*"))
+    assert [folder.name for folder in folders] == ["token-tiny-multi", "token-tiny-single"]
+    assert sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()) <= 8e6
+    for folder in folders:
+        world = load_world(folder.name)
+        assert digest_of(world.tokenizer) == world.card.tokenizer["digest"]

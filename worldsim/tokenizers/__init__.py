@@ -24,6 +24,8 @@ from worldsim.core.files import read_json
 
 CARD_FILE, FOLDER = "card.json", "tokenizer"
 """A tokenizer's card; the folder of the tokenizer inside a token model's checkpoint."""
+SAME_AS = "same_as"
+"""Key of a card that stands for a tokenizer which lies elsewhere, by its relative path: two bundled bases share one."""
 
 
 def load(run: str | Path, device: str = "cpu") -> Any:
@@ -57,7 +59,7 @@ def find(run: Path) -> Path:
     for folder in places:
         card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).exists() else None
         if isinstance(card, dict) and isinstance(card.get("tokenizer"), str):  # a token model's card holds a mapping there
-            return folder
+            return folder / card[SAME_AS] if SAME_AS in card else folder
     for folder in places:
         if _released.is_released(folder):
             return folder
