@@ -87,7 +87,7 @@ class Config:
         per_cell: credit a token with the error of the picture around it alone, where the reward is a sum over pixels (mse,
             mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its doing.
         temperature: of drawing and of learning. Below 1 the base's own best temperature can be where reinforcement begins, so
-            that it learns more than to sharpen; the checkpoint's rollouts are then drawn at it by default.
+            that it learns more than to sharpen. sampling_temperature: of the checkpoint's rollouts; null is the same.
         compat: ``released`` samples and normalises over the whole vocabulary, and takes an illegal id for the last code.
         together: scenes in one call of the sampler.
         update, validate: see their classes.
@@ -117,6 +117,7 @@ class Config:
     per_frame: bool = False
     per_cell: bool = False
     temperature: float = 1.0
+    sampling_temperature: float | None = None
     compat: Literal["released"] | None = None
     together: int = 8
     update: Update = Update()
@@ -138,8 +139,8 @@ class Config:
             raise ValueError("clip must lie between 0 and 1, dual_clip above 1, and kl must not be negative")
         if self.per_cell and self.uniform_std:
             raise ValueError("per_cell and uniform_std are two ways to scale advantages; choose one")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+        if not self.temperature > 0 or (self.sampling_temperature or 0) < 0:
+            raise ValueError(f"temperature = {self.temperature} must be above 0, sampling_temperature 0 or more")
         if self.update.micro < 1 or self.validate.every < 0 or min(self.validate.scenes, self.validate.samples) < 1:
             raise ValueError(
                 "update.micro, validate.scenes and validate.samples must be at least 1, validate.every at least 0"
@@ -293,12 +294,11 @@ def _improve(
     )
     every = config.validate.every
     plan = Plan(config.iterations, shares, config.uniform_std, every, config.save_every, config.validate.samples)
-    loss = GroupLoss(
-        policy, Weights(config.kl, config.clip, config.dual_clip), config.compat is None, bf16=config.update.bf16
-    )
+    weights = Weights(config.kl, config.clip, config.dual_clip)
+    loss = GroupLoss(policy, weights, config.compat is None, bf16=config.update.bf16)
     seen = tuple(sorted({*policy.card.train_episodes, *learnt.episodes, *held.episodes}))
-    temperature = None if config.temperature == 1 else config.temperature
-    card = replace(policy.card, train_episodes=seen).with_sampling(temperature, None).to_json()
+    at = config.temperature if config.sampling_temperature is None else config.sampling_temperature
+    card = replace(policy.card, train_episodes=seen).with_sampling(at, None).to_json()
 
     def save_to(name: str) -> Any:
         def save(tensors: dict[str, Tensor], step: int) -> None:
