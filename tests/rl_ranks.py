@@ -34,6 +34,7 @@ def run(
     save_every: int = 1,
     size: int = 4,
     lr: float = 3e-4,
+    ema: float = 0.0,
     **weights: float,
 ) -> Improved:
     """Improve the tiny model in ``out`` on this rank; ``stop`` breaks off when that iteration's prompts are fetched."""
@@ -57,7 +58,16 @@ def run(
     held_out = [rl_twins.scenes(model, codec, range(9000 + me.rank, 9004, me.world_size))]
     loss = GroupLoss(model, replace(Weights(kl=0.05), **weights))
     return improve(
-        collector, loss, fetch, held_out, plan, settings(lr=lr), context, save_to("checkpoint"), save_to("best"), {}
+        collector,
+        loss,
+        fetch,
+        held_out,
+        plan,
+        settings(lr=lr, ema=ema),
+        context,
+        save_to("checkpoint"),
+        save_to("best"),
+        {},
     )
 
 

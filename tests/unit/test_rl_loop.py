@@ -215,6 +215,16 @@ def test_shares_that_do_not_work_out_are_one_sentence(
     assert command in error.value.command
 
 
+def test_what_is_looked_at_is_what_is_saved(tmp_path: Path) -> None:
+    """With averaged weights too: the held-out reward, ``best/`` and ``checkpoint/`` are about the same model."""
+    rl_ranks.run(tmp_path, iterations=8, micro=8, lr=3e-3, ema=0.9, kl=0.0)
+    told = {row["step"]: row["held_out_reward"] for row in rows(tmp_path) if "held_out_reward" in row}
+    assert max(told, key=lambda step: told[step]) == 8
+    same(weights(tmp_path), weights(tmp_path, "best"), 0)
+    raw = checkpoint.read_state(checkpoint.latest_state(tmp_path / "state"), ("trained",))[1]["trained"]
+    assert any((raw[name] - value).abs().max() > 1e-4 for name, value in weights(tmp_path).items())
+
+
 def test_it_learns(tmp_path: Path) -> None:
     """Reward on held-out scenes rises on a CPU in seconds, from groups alone."""
     rl_ranks.run(tmp_path, iterations=20, micro=8, size=8, lr=3e-3, kl=0.0, save_every=100)

@@ -79,7 +79,7 @@ def improve(
     save_best: Save,
     config: dict[str, Any],
 ) -> Improved:
-    """Run to ``plan.iterations``, continuing from ``context.out/state``.
+    """Run to ``plan.iterations``, continuing from ``context.out/state``; the policy ends with its checkpoint's weights.
 
     Args:
         fetch: iteration -> this rank's prompts, CPU tensors, in the order of ``Shares.numbers``; called ahead of time from
@@ -92,7 +92,9 @@ def improve(
         KeyboardInterrupt: stopped by SIGTERM or SIGINT, after the iteration's state was saved.
     """
     run = Run(loss, plan.training(settings), context, save)
-    return _Improvement(run, collector, loss, held_out, plan, context, save_best).go(fetch, settings, config)
+    outcome = _Improvement(run, collector, loss, held_out, plan, context, save_best).go(fetch, settings, config)
+    run.settle()
+    return outcome
 
 
 class _Improvement:
@@ -182,16 +184,17 @@ class _Improvement:
         return out
 
     def _look(self) -> dict[str, float]:
-        """Numbers of the held-out scenes under the weights as they are; keeps the best."""
+        """Numbers of the held-out scenes under the weights that a checkpoint would hold now; keeps the best."""
         collector = replace(self.collector, reference=None, size=self.plan.samples)
-        self.loss.eval()
-        parts = [collector.collect(prompts.to(self.run.device), self.done).numbers for prompts in self.held_out]
-        self.loss.train()
-        found = means(added(parts), self.run.device)
-        if self.best is None or found["reward"] > self.best[1]:
-            self.best = (self.done, found["reward"])
-            if self.context.rank == 0:
-                self.save_best({name: p.detach() for name, p in self.run.parameters.items()}, self.done)
+        with self.run.averaged():
+            self.loss.eval()
+            parts = [collector.collect(prompts.to(self.run.device), self.done).numbers for prompts in self.held_out]
+            self.loss.train()
+            found = means(added(parts), self.run.device)
+            if self.best is None or found["reward"] > self.best[1]:
+                self.best = (self.done, found["reward"])
+                if self.context.rank == 0:
+                    self.save_best({name: p.detach() for name, p in self.run.parameters.items()}, self.done)
         return {f"{HELD_OUT}{name}": value for name, value in found.items()}
 
     def _log(self, tracker: Tracker | None, row: dict[str, float]) -> None:

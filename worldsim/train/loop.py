@@ -216,6 +216,29 @@ class Run:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the module has the weights that a checkpoint would hold now."""
+        if not self.settings.ema:
+            yield
+            return
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._become(self.average.shadow)
+        try:
+            yield
+        finally:
+            self._become(kept)
+
+    def settle(self) -> None:
+        """At the end: the module keeps the weights that its checkpoint holds."""
+        if self.settings.ema:
+            self._become(self.average.shadow)
+
+    @torch.no_grad()
+    def _become(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
     def save(self, final: bool) -> None:
         """``state/`` and ``checkpoint/``, whole, on rank 0; the others hand in their slices and wait."""
         parts = {
