@@ -51,6 +51,7 @@ class Cells:
     """A codec without weights: each token is the grey value of one cell of the picture. Quick to build, exact to check."""
 
     codes, frame_tokens, context_tokens, height, width = 16, 4, 3, 8, 8
+    grid = (2, 2)
 
     def open(self, context: Tensor) -> Tensor:
         return context.float().mean(1) / self.codes

@@ -99,11 +99,16 @@ def test_truth_tokens_and_actions_of_a_scene_belong_together(world: Path, kind: 
             owned = [model.tokenizer.encode_context(c[None])[0] for c in contexts]
             fitting = [k for k in range(len(contexts)) if torch.equal(owned[k], prompts.context[p])]
             assert any(torch.equal(told[k], prompts.given[p]) for k in fitting)
-            backs |= set(fitting)
+            backs |= {len(contexts) - 1 - fitting[0]} if len(fitting) == 1 else set()
         else:
             assert torch.equal(model.tokenizer.encode(frames[None, given : given + 1], None)[0, 0], prompts.given[p])
+    if layout.context_tokens:
+        assert max(backs) > 0, "context frames are drawn, not always the first given one"
     again = scenes.iteration(5, shares, 0)
     assert torch.equal(again.prompt, prompts.prompt)
+    assert again.seeds == prompts.seeds
+    noises = [prompts.seeds, scenes.iteration(6, shares, 0).seeds, scenes.spread(8, 0, 1).seeds]
+    assert len(set().union(*noises)) == 24, "every iteration has noise of its own, and so have held-out scenes"
     halves = [scenes.iteration(5, Shares(8, 4, world_size=2), rank) for rank in range(2)]
     assert halves[0].where + halves[1].where == [prompts.where[k] for k in (0, 1, 4, 5, 2, 3, 6, 7)]
     assert halves[0].seeds + halves[1].seeds == [prompts.seeds[k] for k in (0, 1, 4, 5, 2, 3, 6, 7)]
@@ -145,6 +150,35 @@ def test_a_run_is_a_whole_token_model(world: Path, tmp_path: Path, kind: str, ca
     assert set(result["metrics"]["held_out_episodes"]) <= set(told["train_episodes"])
     assert main(command(world, tmp_path / "rl", "--reward", "0.5*mse+repetition", kind=kind)) == 0
     assert "already done" in json.loads(capfd.readouterr().out)["notes"]
+
+
+def test_a_run_is_held_to_its_base_and_chosen_on_episodes_that_it_does_not_learn_from(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, list[Any]] = {}
+
+    def spy(name: str) -> None:
+        build_one, kept = getattr(rlvr, name), made.setdefault(name, [])
+
+        def spied(*args: Any, **options: Any) -> Any:
+            kept.append(build_one(*args, **options))
+            return kept[-1]
+
+        monkeypatch.setattr(rlvr, name, spied)
+
+    for name in ("Collector", "GroupLoss", "Scenes"):
+        spy(name)
+    asked = ["--set", "kl=0.25", "--set", "iterations=1", "--reward", "mse"]
+    assert main(command(world, tmp_path / "rl", *asked, kind="fsq-frame")) == 0
+    (collector,), (loss,), (train, look) = made["Collector"], made["GroupLoss"], made["Scenes"]
+    assert loss.weights.kl == 0.25
+    base: Any = load_world(world / "fsq-frame")
+    start, held, now = (dict(m.net.named_parameters()) for m in (base, collector.reference, collector.policy))
+    assert all(torch.equal(start[name], held[name]) for name in start)
+    assert any(not torch.equal(start[name], now[name]) for name in start)
+    assert len(look.found.episodes) == 1
+    assert len(train.found.episodes) == 3
+    assert not set(train.found.episodes) & set(look.found.episodes)
 
 
 def test_kill_9_in_an_iteration_then_the_same_command_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
+import pytest
+import torch
+from torch import Tensor
+
+from tests import rl_ranks, rl_twins
 from worldsim import rewards
 from worldsim.rewards._cells import cells
+from worldsim.rl import loop
+from worldsim.rl.groups import Groups, unit
 from worldsim.rl.objectives import advantages, cell_scale, per_token
+from worldsim.rl.step import Feed, Shares, shared_scale
 
 
 def test_an_error_is_charged_to_its_cell_and_those_beside_it() -> None:
@@ -54,3 +62,52 @@ def test_each_drawn_token_gets_its_own_advantage_and_forced_ones_none() -> None:
     frame_of = torch.tensor([0, 0, -1, 1, 1, -1])
     found = per_token(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), frame_of)
     assert found.tolist() == [[[1.0, 2.0, 0.0, 3.0, 4.0, 0.0]]]
+
+
+def around(error: Tensor, row: int, column: int) -> float:
+    """Mean over a cell of 4 x 4 pixels and those beside it, of ``[8, 8]``; what lies outside is the cell at the border."""
+    near = [(min(max(row + r, 0), 1), min(max(column + c, 0), 1)) for r in (-1, 0, 1) for c in (-1, 0, 1)]
+    return sum(float(error[4 * r : 4 * r + 4, 4 * c : 4 * c + 4].mean()) for r, c in near) / 9
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+@pytest.mark.parametrize("per_cell", [False, True])
+def test_each_token_is_credited_with_its_place_and_its_time(per_cell: bool, per_frame: bool) -> None:
+    """Against plain loops: own cell or whole picture, all frames or those from its own on; frame by frame, cell by cell."""
+    codec = rl_twins.Cells()
+    model = rl_twins.policy(codec)
+    prompts = rl_twins.scenes(model, codec, range(2))
+    found = rl_twins.collector(model, codec, size=3, per_cell=per_cell, per_frame=per_frame).collect(prompts, 1)
+    tokens, credit = model.layout.frames_of(found.responses), []
+    for p in range(2):
+        for n in range(3):
+            pictures = codec.pixels(codec.open(prompts.context[p : p + 1]), tokens[p : p + 1, n])[0]
+            error = (pictures - unit(prompts.truth[p])).square().mean(1)
+            for f in range(3):
+                counted = error[f:] if per_frame else error
+                for r, c in [(0, 0), (0, 1), (1, 0), (1, 1)] if per_cell else [(None, None)]:
+                    charged = [float(e.mean()) if r is None else around(e, r, c) for e in counted]
+                    credit.append(-sum(charged) / len(charged))
+    assert found.values.shape == (2, 3, 12 if per_cell else 3)
+    torch.testing.assert_close(found.values, torch.tensor(credit).view_as(found.values), atol=1e-6, rtol=1e-5)
+    assert found.values.flatten(0, 1).std(0).min() > 0
+
+
+@pytest.mark.parametrize("way", ["own", "uniform", "cells"])
+def test_a_run_scales_advantages_the_way_it_was_told_to(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[tuple[Tensor, Tensor | None]] = []
+    build = rl_twins.collector
+
+    def spied(groups: Groups, shares: Shares, scale: Tensor | None, first: int) -> Feed:
+        fed.append((groups.values, scale))
+        return Feed(groups, shares, scale, first)
+
+    monkeypatch.setattr(loop, "Feed", spied)
+    monkeypatch.setattr(rl_twins, "collector", lambda *args, **more: build(*args, **more, per_cell=way == "cells"))
+    rl_ranks.run(tmp_path, iterations=1, micro=4, uniform_std=way == "uniform")
+    ((values, scale),) = fed
+    if way == "own":
+        assert scale is None
+        return
+    assert scale is not None
+    torch.testing.assert_close(scale, cell_scale(values, rl_twins.PREDICTED) if way == "cells" else shared_scale(values))
