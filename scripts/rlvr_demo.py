@@ -20,6 +20,7 @@ from demo import Failed, Teller, program
 
 from worldsim.core.config import fingerprint
 from worldsim.core.files import read_json, write_json
+from worldsim.train.tracking import METRICS, read_rows
 
 BASES = Path(__file__).resolve().parents[1] / "worldsim" / "bases"
 # A close view of a large agent: what moves fills the picture.
