@@ -20,6 +20,8 @@ from worldsim.world_models._token_sampler import draw, uniforms
 
 MICRO = 8
 """Sequences per forward pass of the update, and twice as many of the reference: the released pipeline's."""
+DECODED = 4
+"""Sequences in one call of the tokenizer and of the reward: the released pipeline's."""
 
 
 class PlainSampler:
@@ -73,7 +75,7 @@ def iteration(
     ids = torch.cat([sampler.prompt, sampler.tokens], 1)
     tokens = work.layout.frames_of(sampler.tokens)
     with meter.stage("decode"), torch.no_grad():
-        pairs = zip(work.context.repeat_interleave(size, 0).split(1), tokens.split(1))
+        pairs = zip(work.context.repeat_interleave(size, 0).split(DECODED), tokens.split(DECODED))
         driver = [tokenizer.pixels(tokenizer.open(context), frames).cpu() for context, frames in pairs]
     with meter.stage("reward"), torch.no_grad():
         values = _rewards(torch.cat(driver), tokens, judge, prompts, size)
@@ -95,21 +97,21 @@ def iteration(
 
 
 def _rewards(pixels: Tensor, tokens: Tensor, judge: Any, prompts: Prompts, size: int) -> Tensor:
-    """Sample by sample, each beside its own copy of the truth: ``[P, n, F]``."""
+    """A few samples at a time, each beside its own copy of the truth: ``[P, n, F]``."""
     truth, last = unit(prompts.truth).repeat_interleave(size, 0), unit(prompts.last).repeat_interleave(size, 0)
     given = prompts.given.repeat_interleave(size, 0)
     out = []
-    for row in range(len(pixels)):
-        one = slice(row, row + 1)
-        parts = judge.parts(pixels[one][None], truth[one], tokens[one][None], last[one], given[one])
-        out.append(judge.total(parts)[0])
+    for at in range(0, len(pixels), DECODED):
+        some = slice(at, at + DECODED)
+        parts = judge.parts(pixels[some, None], truth[some], tokens[some, None], last[some], given[some])
+        out.append(judge.total(parts)[:, 0])
     return torch.cat(out).unflatten(0, (-1, size))
 
 
 def _log_probs(llama: LlamaForCausalLM, ids: Tensor, work: Work) -> Tensor:
     """``[B, Lr]`` from the logits of the whole sequence over the whole vocabulary, illegal ids masked."""
     layout = work.layout
-    logits = llama(ids).logits[:, :-1].float()
+    logits = llama(ids, use_cache=False).logits[:, :-1].float()
     logits[..., layout.codes :] = -torch.inf
     targets = ids[:, 1:].clamp(max=layout.codes - 1)
     scores = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]

@@ -154,7 +154,7 @@ def iteration_part(options: argparse.Namespace) -> dict[str, Any]:
         "update_gap": update_gap(ends[-1], llama, work),
         "iteration": f"{spec.layers} layers x {spec.width}, float32, prompt {layout.prompt_length}, response "
         f"{layout.response_length}, 2 prompts x {size}, reward {options.reward}, {pixels[0]}x{pixels[1]} pixels; plain: "
-        f"{options.cache} cache, prompt copied, whole-sequence logits, decode and reward sample by sample",
+        f"{options.cache} cache, prompt copied, whole-sequence logits, decode and reward {plain.DECODED} samples at a time",
     }
 
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from worldsim.core import registry
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.rewards._cells import PIXELWISE, cells
 
 Reward = Callable[..., Tensor]
-EXAMPLE = "worldsim rlvr DATA --model RUN --reward 0.5*mse+repetition"
+EXAMPLE = again(reward="0.5*mse+repetition")
 
 
 class Combined:
