@@ -93,6 +93,8 @@ def test_the_baselines_temperature_is_chosen_on_other_episodes(tmp_path: Path, d
 def test_a_control_that_would_mean_nothing_is_refused(tmp_path: Path, data: Path, tokens, changes, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
         run_eval(tmp_path, data, "model", **{**FAST, **CONTROL, **changes})
+    if "no validation part" in sentence:  # found out before anything is imagined
+        assert not (tmp_path / "frames").exists()
 
 
 @pytest.mark.parametrize("name", ["model", "single"])

@@ -88,7 +88,7 @@ def choose(
     """
     if not isinstance(model, SupportsTemperature):
         raise UserError("control=true needs a baseline that draws from a distribution over codes", "worldsim models list")
-    own = replace(order, episodes=_validation(search, order, source), max_episodes=search.episodes)
+    own = replace(order, episodes=validation_part(search.validation, order.data, source), max_episodes=search.episodes)
     own = replace(own, permutations=0, num_samples=1, reconstruct=False)
     better = 1 if (registry.card("metrics", search.metric) or {})["better"] == "higher" else -1
     tried: list[dict[str, Any]] = []
@@ -123,15 +123,19 @@ def imagined(studio: Studio, agenda: Agenda, folder: Path, title: str) -> list[P
     return [path(planned.episode) for planned in agenda.imagined]
 
 
-def _validation(search: Search, order: Order, source: EpisodeSource) -> str:
-    """The validation episodes: as named, else the dataset's own part of that name."""
-    if search.validation is not None:
-        return search.validation
+def validation_part(chosen: str | None, data: Path, source: EpisodeSource) -> str:
+    """The validation episodes: as named, else the dataset's own part of that name.
+
+    Raises:
+        UserError: none are named, and there is no such part.
+    """
+    if chosen is not None:
+        return chosen
     split = split_episodes(source.ids(), source.card.splits)
     if not split.parts.get("val") or not split.parts.get("test"):
         raise UserError(
-            f"{order.data} has no validation part; name the episodes on which the baseline's temperature is chosen",
-            again(validation="0:8"),
+            f"{data} has no validation part; name the episodes on which the baseline's temperature is chosen",
+            again(validation="train"),
         )
     return "val"
 

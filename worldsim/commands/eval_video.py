@@ -222,6 +222,8 @@ def _imagined(config: Config, context: RunContext) -> Material:
     source = open_dataset(order.data)
     try:
         allow = config.allow_teacher_forced
+        if config.control:  # before anything is imagined
+            _eval_control.validation_part(config.validation, order.data, source)
         studio, agenda, forced = _imagine(order, config.model, source, context.out / "frames", context, allow)
         material = Material(_files(agenda, context.out / "frames"), rejected=agenda.rejected)
         material.facts = _facts(config, studio, source)
