@@ -230,3 +230,4 @@ def test_it_learns(tmp_path: Path) -> None:
     rl_ranks.run(tmp_path, iterations=20, micro=8, size=8, lr=3e-3, kl=0.0, save_every=100)
     told = [row["held_out_reward"] for row in rows(tmp_path) if "held_out_reward" in row]
     assert told[-1] > 0.7 * told[0]  # rewards are negative errors
+    assert not any("kl" in row for row in rows(tmp_path)), "no reference was asked"

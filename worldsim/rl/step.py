@@ -131,7 +131,9 @@ class GroupLoss(nn.Module):
             self.weights.dual_clip,
         )
         count = float(responses.shape[0] * responses.shape[1] * mask.sum())
-        watched = {"policy_loss": found.policy, "kl": found.kl, "clipped": found.clipped}
+        watched = {"policy_loss": found.policy, "clipped": found.clipped}
+        if self.weights.kl:  # otherwise no reference was asked: ``reference`` is ``old``
+            watched["kl"] = found.kl
         numbers = {name: (float(value.detach()) * count, count) for name, value in watched.items()}
         if bool(fresh):
             gap = ((log_probs.detach() - old) * mask).abs().sum()
