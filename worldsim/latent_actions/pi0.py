@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions._bridge import bridged, renamed
-from worldsim.latent_actions._policy import PolicyLatents, draw
+from worldsim.latent_actions._bridge import renamed
+from worldsim.latent_actions._flow_policy import FlowPolicy
 
 CARD = {
     "title": "Latents of a LeRobot pi0 policy: input of model.action_out_proj at the last flow step",
@@ -21,25 +20,16 @@ CARD = {
 
 
 @register("latent_actions")
-class Pi0(PolicyLatents):
+class Pi0(FlowPolicy):
     """``[T, expert width]``, 1024 for the published policy."""
 
-    KIND, HEAD = "pi0", "model.action_out_proj"
-    SAMPLES, FIXED_SIZE, NEEDS_TEXT = True, False, True
+    KIND = "pi0"
 
     def rename_keys(self, policy: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Names of openpi's own files become LeRobot's, by LeRobot's own table, and fit the installed transformers."""
         fixed = policy._fix_pytorch_state_dict_keys(weights, policy.config)
         whole = {key if key.startswith("model.") else f"model.{key}": value for key, value in fixed.items()}
         return renamed(policy.state_dict(), whole)
-
-    def predict(self, batch: dict[str, Any], generators: list[torch.Generator]) -> torch.Tensor:
-        with bridged():
-            return super().predict(batch, generators)
-
-    def noise(self, generators: list[torch.Generator]) -> Mapping[str, Any]:
-        config = self.loaded.policy.config
-        return {"noise": draw(generators, (config.chunk_size, config.max_action_dim), self.device)}
 
     @classmethod
     def tiny(cls) -> Self:

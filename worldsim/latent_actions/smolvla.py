@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions._bridge import bridged
-from worldsim.latent_actions._policy import PolicyLatents, draw
+from worldsim.latent_actions._flow_policy import FlowPolicy
 
 CARD = {
     "title": "Latents of a LeRobot SmolVLA policy: input of model.action_out_proj at the last flow step",
@@ -21,11 +19,10 @@ CARD = {
 
 
 @register("latent_actions")
-class Smolvla(PolicyLatents):
+class Smolvla(FlowPolicy):
     """``[T, expert width]``, 720 for the published policy."""
 
-    KIND, HEAD = "smolvla", "model.action_out_proj"
-    SAMPLES, FIXED_SIZE, NEEDS_TEXT = True, False, True
+    KIND = "smolvla"
     _half = False
 
     def prepare(self, config: Any) -> None:
@@ -36,14 +33,6 @@ class Smolvla(PolicyLatents):
         if self._half:
             policy.model.vlm_with_expert.vlm.to(torch.bfloat16)
         return weights
-
-    def predict(self, batch: dict[str, Any], generators: list[torch.Generator]) -> torch.Tensor:
-        with bridged():
-            return super().predict(batch, generators)
-
-    def noise(self, generators: list[torch.Generator]) -> Mapping[str, Any]:
-        config = self.loaded.policy.config
-        return {"noise": draw(generators, (config.chunk_size, config.max_action_dim), self.device)}
 
     @classmethod
     def tiny(cls) -> Self:
