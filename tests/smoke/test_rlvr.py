@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import pytest
 import torch
 
 from tests import painted
+from tests.killed import kill_after_rows
 from worldsim.cli.main import main
 from worldsim.commands import rlvr
 from worldsim.commands._rlvr_scenes import Scenes, Truth
@@ -185,18 +182,10 @@ def test_kill_9_in_an_iteration_then_the_same_command_gives_the_same_bytes(world
     longer = ["--set", "iterations=24", "--set", "save_every=3", "--set", "validate.every=4"]
     assert main(command(world, tmp_path / "straight", *longer, kind="fsq-frame")) == 0
     out = tmp_path / "killed"
-    words = [sys.executable, "-m", "worldsim.cli.main", *command(world, out, *longer, kind="fsq-frame")]
-    told = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(words, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while len(read_rows(out / "metrics.jsonl")) < 6 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.05)  # into the next iteration
-    process.kill()
-    process.wait()
+    words = command(world, out, *longer, kind="fsq-frame")
+    kill_after_rows(words, out, 6, later=0.05)  # in the next iteration
     assert (out / "state").exists()
-    assert not (out / "result.json").exists()
-    assert main(command(world, out, *longer, kind="fsq-frame")) == 0
+    assert main(words) == 0
     for name in ("checkpoint/model.safetensors", "best/model.safetensors", "rollouts.png"):
         assert (out / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
     assert [row["step"] for row in read_rows(out / "metrics.jsonl")] == list(range(25))

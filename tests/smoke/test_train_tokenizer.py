@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from tests import moving, painted
+from tests.killed import kill_after_rows
 from worldsim import tokenizers
 from worldsim.commands import _train_tokenizer, train
 from worldsim.core.config import build, load_recipe
@@ -71,16 +67,7 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(worldsim, dataset, tm
     words = ["train", str(dataset), "--config", "smoke", "--set", "train.steps=10", "--out"]
     assert worldsim(*words, tmp_path / "straight")[0] == 0
     killed = tmp_path / "killed"
-    program = "import sys; from worldsim.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *words, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while len(read_rows(killed / "metrics.jsonl")) < 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (killed / "result.json").exists()
+    kill_after_rows([*words, killed], killed, 4)
     code, _, err = worldsim(*words, killed)
     assert code == 0, err
     assert weights(killed) == weights(tmp_path / "straight")
