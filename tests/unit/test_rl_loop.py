@@ -225,6 +225,12 @@ def test_what_is_looked_at_is_what_is_saved(tmp_path: Path) -> None:
     assert any((raw[name] - value).abs().max() > 1e-4 for name, value in weights(tmp_path).items())
 
 
+def test_a_loss_that_is_not_finite_names_this_commands_rate(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not finite at step 1") as error:
+        rl_ranks.run(tmp_path, iterations=1, micro=8, kl=float("inf"))
+    assert "update.lr=" in error.value.command
+
+
 def test_it_learns(tmp_path: Path) -> None:
     """Reward on held-out scenes rises on a CPU in seconds, from groups alone."""
     rl_ranks.run(tmp_path, iterations=20, micro=8, size=8, lr=3e-3, kl=0.0, save_every=100)

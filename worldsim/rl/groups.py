@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from worldsim.core.errors import UserError
+from worldsim.core.errors import UserError, again
 from worldsim.core.protocols import SupportsLogProb
 from worldsim.rl.memo import distinct, repeats
 from worldsim.rl.objectives import returns
@@ -253,7 +253,7 @@ def require_finite(rewards: Tensor, parts: dict[str, Tensor], where: str, iterat
         raise UserError(
             f"the reward {' and '.join(guilty) or 'sum'} is {float(rewards[0, sample, frame])} in iteration {iteration}: "
             f"{where}, sample {sample}, predicted frame {frame + 1}",
-            "worldsim rlvr DATA --model RUN --reward mae   # and another --out",
+            again(reward="mae", out="runs/rlvr/mae"),
         )
 
 

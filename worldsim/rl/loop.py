@@ -91,7 +91,7 @@ def improve(
         UserError: a reward, the loss or the gradient norm is not finite.
         KeyboardInterrupt: stopped by SIGTERM or SIGINT, after the iteration's state was saved.
     """
-    run = Run(loss, plan.training(settings), context, save)
+    run = Run(loss, plan.training(settings), context, save, rate_key="update.lr")
     outcome = _Improvement(run, collector, loss, held_out, plan, context, save_best).go(fetch, settings, config)
     run.settle()
     return outcome

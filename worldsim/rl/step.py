@@ -103,7 +103,7 @@ class GroupLoss(nn.Module):
         return [{"params": list(self.net.parameters()), "lr": settings.lr}]
 
     def blocks(self) -> list[nn.Module]:
-        raise UserError("rlvr holds the whole model on every process", again({"train.sharding": "none"}))
+        raise UserError("rlvr holds the whole model on every process: it cannot be sharded")
 
     def forward(
         self, prompt: Tensor, responses: Tensor, old: Tensor, reference: Tensor, advantage: Tensor, fresh: Tensor

@@ -128,10 +128,21 @@ def fit(
 
 
 class Run:
-    """Module, optimiser and average of one run, wherever it is in its steps; what :func:`fit` and ``rl.loop`` drive."""
+    """Module, optimiser and average of one run, wherever it is in its steps; what :func:`fit` and ``rl.loop`` drive.
 
-    def __init__(self, module: Any, settings: Training, context: RunContext, save: Callable[..., None]) -> None:
-        self.settings, self.context, self._save = settings, context, save
+    Args:
+        rate_key: where the command's config holds the learning rate, for the hint of a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        settings: Training,
+        context: RunContext,
+        save: Callable[..., None],
+        rate_key: str = "train.lr",
+    ) -> None:
+        self.settings, self.context, self._save, self.rate_key = settings, context, save, rate_key
         AcceleratorState._reset_state(reset_partial_state=True)  # one process may run several commands, as tests do
         self.accelerator = Accelerator(cpu=context.device == "cpu")
         self.device = self.accelerator.device
@@ -185,7 +196,7 @@ class Run:
             if not torch.isfinite(value):
                 raise UserError(
                     f"the {what} is not finite at step {self.step + 1}; take another folder and a lower rate",
-                    again({"train.lr": settings.lr / 10, "out": f"{self.context.out}-2"}),
+                    again({self.rate_key: settings.lr / 10, "out": f"{self.context.out}-2"}),
                 )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
