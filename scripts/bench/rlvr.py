@@ -152,6 +152,7 @@ def iteration_part(options: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": {"ours": rounded(mine.grown, 0), "plain": rounded(theirs.grown, 0)},
         "same_tokens": round(same_share(groups.responses.flatten(0, 1), written, work), 4),
         "update_gap": update_gap(ends[-1], llama, work),
+        "update_difference": update_difference(ends[-1], llama, work),
         "iteration": f"{spec.layers} layers x {spec.width}, float32, prompt {layout.prompt_length}, response "
         f"{layout.response_length}, 2 prompts x {size}, reward {options.reward}, {pixels[0]}x{pixels[1]} pixels; plain: "
         f"{options.cache} cache, prompt copied, whole-sequence logits, decode and reward {plain.DECODED} samples at a time",
@@ -173,11 +174,19 @@ def same_share(one: torch.Tensor, two: torch.Tensor, work: Work) -> float:
 
 
 def update_gap(net: Any, llama: Any, work: Work) -> float:
-    """Largest distance of two updated weights, as a share of the largest step either of them made."""
+    """Largest distance of two updated weights, as a share of the largest step that ours made. Up to 2: Adam's first step goes by
+    the sign of a gradient, and one that is nothing but rounding may point either way."""
     start, mine, theirs = (dict(model.state_dict()) for model in (work.net(), net, llama))
     step = max(float((mine[key] - start[key]).abs().max()) for key in start)
     gap = max(float((mine[key] - theirs[key]).abs().max()) for key in start)
     return round(gap / step, 4)
+
+
+def update_difference(net: Any, llama: Any, work: Work) -> float:
+    """Length of the difference of both arms' updates, all weights together, over the length of ours."""
+    start, mine, theirs = (dict(model.state_dict()) for model in (work.net(), net, llama))
+    apart = sum(float((mine[key] - theirs[key]).square().sum()) for key in start)
+    return round((apart / sum(float((mine[key] - start[key]).square().sum()) for key in start)) ** 0.5, 4)
 
 
 def rounded(values: dict[str, float], digits: int = 3) -> dict[str, float]:

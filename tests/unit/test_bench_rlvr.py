@@ -42,6 +42,7 @@ def test_quick_run_has_every_ratio_and_both_arms_agree(bench: Any, monkeypatch: 
     assert found["sampler_same_tokens"] == {"reprefill": 1.0, "kept": 1.0}
     assert found["same_tokens"] == 1.0
     assert found["update_gap"] < 0.05
+    assert found["update_difference"] < 0.01
     assert set(found["seconds"]["ours"]) == set(found["seconds"]["plain"]) == set(rlvr.STAGES)
     assert "static cache" in found["sampler"]
 
