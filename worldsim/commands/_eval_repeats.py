@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from worldsim.commands._eval_scores import finite
 from worldsim.data.predictions import Prediction
 from worldsim.metrics.repetition import beyond, repeats
 from worldsim.metrics.scoring import BASELINE, CONTROL, MODEL
@@ -62,14 +63,10 @@ class Repeats:
 def as_json(summary: dict[str, dict[str, dict[str, Interval]]]) -> dict[str, Any]:
     """Plain values; null where a rate is not defined."""
 
-    def plain(i: Interval) -> dict[str, float | None]:
-        numbers = {"mean": i.mean, "low": i.low, "high": i.high}
-        return {key: None if np.isnan(value) else value for key, value in numbers.items()}
+    def plain(cell: dict[str, Interval]) -> dict[str, Any]:
+        return {name: {key: finite(getattr(i, key)) for key in ("mean", "low", "high")} for name, i in cell.items()}
 
-    return {
-        kind: {row: {name: plain(i) for name, i in cell.items()} for row, cell in rows.items()}
-        for kind, rows in summary.items()
-    }
+    return {kind: {row: plain(cell) for row, cell in rows.items()} for kind, rows in summary.items()}
 
 
 def tile(summary: dict[str, dict[str, dict[str, Interval]]]) -> Tile | None:
