@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from worldsim.core.types import ActionSpec, DatasetCard, Episode
+from worldsim.core.types import ActionSpec, DatasetCard, Episode, PolicyNeeds
 
 
 @runtime_checkable
@@ -150,6 +150,17 @@ class Policy(Protocol):
         ``observation`` is what :class:`Environment` gives; a policy reads the entries that it knows.
         """
         ...
+
+
+@runtime_checkable
+class LearnedPolicy(Policy, Protocol):
+    """A policy that knows what it was trained on.
+
+    Attributes:
+        needs: see :class:`~worldsim.core.types.PolicyNeeds`.
+    """
+
+    needs: PolicyNeeds
 
 
 @runtime_checkable

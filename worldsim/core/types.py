@@ -246,3 +246,23 @@ class Result:
 
     def __post_init__(self) -> None:
         self.next = as_typed(self.next)
+
+
+@dataclass(frozen=True)
+class PolicyNeeds:
+    """What a learned policy was trained on: what it must be shown, and what its rows mean. A mismatch is refused.
+
+    Attributes:
+        cameras: camera name -> (height, width) of the frames it was trained on, px; it may resize.
+        state_names: one name per entry of ``agent_pos`` that it reads; empty when it reads none.
+        action_spec: what its action rows mean.
+        fps: observations per second that it was trained on, Hz.
+        low, high: the 1 % and 99 % quantiles of its training actions, ``[A]``, physical units; None when unknown.
+    """
+
+    cameras: dict[str, tuple[int, int]]
+    state_names: tuple[str, ...]
+    action_spec: ActionSpec
+    fps: float
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
