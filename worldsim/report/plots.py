@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,7 @@ def _band(image: Image.Image, curve: Curve, axes: _Axes) -> None:
 
 def _line(draw: ImageDraw.ImageDraw, curve: Curve, axes: _Axes) -> None:
     points = [(axes.x(a), axes.y(b)) if np.isfinite(b) else None for a, b in zip(curve.x, curve.y)]
-    for k, (a, b) in enumerate(zip(points, points[1:])):
+    for k, (a, b) in enumerate(pairwise(points)):
         if a and b and not (curve.dashed and k % 2):
             draw.line(_scaled([a, b]), fill=_colour(curve), width=2 * SCALE)
     if len(points) <= 24:
