@@ -16,10 +16,10 @@ from worldsim.core import registry
 from worldsim.core.errors import BadEpisode, UserError
 from worldsim.core.types import CameraInfo, FrameStream
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions import _checkpoint as checkpoints
-from worldsim.latent_actions._bridge import bridged
-from worldsim.latent_actions._loading import fill, load
 from worldsim.latent_actions._policy import _noise_seed
+from worldsim.lerobot_policy import checkpoint as checkpoints
+from worldsim.lerobot_policy.bridge import bridged
+from worldsim.lerobot_policy.loading import fill, load
 
 NAMES = ("act", "diffusion", "smolvla", "pi0")
 FRAMES, CHUNK = 10, 4
@@ -321,7 +321,7 @@ def test_language_policies_load_every_weight_of_their_file(twins, tmp_path, name
     assert found.width == extractor.checkpoint.width
     fresh = type(extractor)(found, "cpu", Options())
     with small():
-        loaded = load(found, "cpu", prepare=fresh.prepare, rename_keys=fresh.rename_keys, pipelines=False)
+        loaded = load(found, "cpu", prepare=fresh.quirks.prepare, rename_keys=fresh.quirks.rename_keys, pipelines=False)
     own, theirs = loaded.policy.state_dict(), extractor.loaded.policy.state_dict()
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[key], theirs[key]) for key in own)
@@ -337,7 +337,7 @@ def test_what_smolvlas_language_model_needs_is_said(twins, tmp_path, monkeypatch
     (tmp_path / "config.json").write_text(json.dumps(config | {"load_vlm_weights": True}))
     found = checkpoints.read(str(tmp_path), "smolvla", extractor.HEAD, pipelines=False)
     fresh = type(extractor)(found, "cpu", Options())
-    parts = {"prepare": fresh.prepare, "rename_keys": fresh.rename_keys, "pipelines": False}
+    parts = {"prepare": fresh.quirks.prepare, "rename_keys": fresh.quirks.rename_keys, "pipelines": False}
     with pytest.raises(UserError, match="cannot be built") as error:
         load(found, "cpu", **parts)
     assert error.value.command == "hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct"

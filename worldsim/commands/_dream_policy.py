@@ -15,8 +15,8 @@ from worldsim.core.files import read_json
 from worldsim.core.types import CameraInfo, DatasetCard, Episode, FrameStream
 from worldsim.data.transforms import Cover
 from worldsim.latent_actions import Options
-from worldsim.latent_actions import _checkpoint as checkpoints
 from worldsim.latent_actions._policy import PolicyLatents
+from worldsim.lerobot_policy import checkpoint as checkpoints
 
 
 class DreamPolicy:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from worldsim.latent_actions._bridge import bridged
 from worldsim.latent_actions._policy import PolicyLatents, draw
+from worldsim.lerobot_policy.bridge import bridged
 
 
 class FlowPolicy(PolicyLatents):

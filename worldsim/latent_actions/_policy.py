@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.types import ActionSpec, DatasetCard, Episode
 from worldsim.latent_actions import Options
-from worldsim.latent_actions import _checkpoint as checkpoints
-from worldsim.latent_actions._checkpoint import Checkpoint
-from worldsim.latent_actions._loading import Loaded, Weights, load
-from worldsim.latent_actions._observations import Observations
+from worldsim.lerobot_policy import checkpoint as checkpoints
+from worldsim.lerobot_policy.checkpoint import Checkpoint
+from worldsim.lerobot_policy.loading import Loaded, load
+from worldsim.lerobot_policy.observations import Observations
+from worldsim.lerobot_policy.quirks import Quirks
 
 
 @dataclass
@@ -60,6 +61,7 @@ class PolicyLatents:
     def __init__(self, checkpoint: Checkpoint, device: str, options: Options, loaded: Loaded | None = None) -> None:
         self.checkpoint, self.device, self.options = checkpoint, device, options
         self._loaded = loaded
+        self.quirks = Quirks()
         self.observations = self._observations()
 
     def _observations(self) -> Observations:
@@ -108,18 +110,11 @@ class PolicyLatents:
             self._loaded = load(
                 self.checkpoint,
                 self.device,
-                prepare=self.prepare,
-                rename_keys=self.rename_keys,
+                prepare=self.quirks.prepare,
+                rename_keys=self.quirks.rename_keys,
                 pipelines=self.options.compat is None,
             )
         return self._loaded
-
-    def prepare(self, config: Any) -> None:
-        """Change a config that was read from a file before the policy is built from it."""
-
-    def rename_keys(self, policy: Any, weights: Weights) -> Weights:
-        """A file's tensors under the policy's own names."""
-        return weights
 
     @property
     def head(self) -> nn.Module:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from worldsim.core.files import read_json
-from worldsim.latent_actions._bridge import exchanged
-from worldsim.latent_actions._checkpoint import CONFIG, Checkpoint
-from worldsim.latent_actions._loading import Loaded
+from worldsim.lerobot_policy.bridge import exchanged
+from worldsim.lerobot_policy.checkpoint import CONFIG, Checkpoint
+from worldsim.lerobot_policy.loading import Loaded
 
 HEIGHT, WIDTH, DIM = 64, 128, 7
 WORDS = 64

@@ -10,8 +10,8 @@ from torch import Tensor
 from worldsim.core.errors import UserError, again
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions._checkpoint import STATE, camera_name
 from worldsim.latent_actions._policy import PolicyLatents
+from worldsim.lerobot_policy.checkpoint import STATE, camera_name
 
 CARD = {
     "title": "Latents of a LeRobot ACT policy: input of model.action_head",
@@ -50,9 +50,6 @@ class Act(PolicyLatents):
     def batch(self) -> int:
         """The reference hands over one observation at a time; another batch changes the last bits."""
         return 1 if self.options.compat else super().batch
-
-    def prepare(self, config: Any) -> None:
-        config.pretrained_backbone_weights = None  # the file holds the backbone; nothing is downloaded to be replaced
 
     def predict(self, batch: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
         if self.options.compat is None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions._observations import Observations
 from worldsim.latent_actions._policy import PolicyLatents, draw
+from worldsim.lerobot_policy.observations import Observations
 
 CARD = {
     "title": "Latents of a LeRobot Diffusion Policy: input of the U-Net's last convolution at the last denoising step",
@@ -31,9 +31,6 @@ class Diffusion(PolicyLatents):
     def _observations(self) -> Observations:
         steps = int(self.checkpoint.config["n_obs_steps"])
         return Observations(self.checkpoint, self.options.cameras, deltas=tuple(range(1 - steps, 1)), stacked=True)
-
-    def prepare(self, config: Any) -> None:
-        config.pretrained_backbone_weights = None  # the file holds the backbone
 
     def predict(self, batch: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
         """Every step's noise too comes from the sample's own generator, whatever else is in the batch."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
-
-import torch
+from typing import Self
 
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
-from worldsim.latent_actions._bridge import renamed
 from worldsim.latent_actions._flow_policy import FlowPolicy
 
 CARD = {
@@ -24,12 +21,6 @@ class Pi0(FlowPolicy):
     """``[T, expert width]``, 1024 for the published policy."""
 
     KIND = "pi0"
-
-    def rename_keys(self, policy: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Names of openpi's own files become LeRobot's, by LeRobot's own table, and fit the installed transformers."""
-        fixed = policy._fix_pytorch_state_dict_keys(weights, policy.config)
-        whole = {key if key.startswith("model.") else f"model.{key}": value for key, value in fixed.items()}
-        return renamed(policy.state_dict(), whole)
 
     @classmethod
     def tiny(cls) -> Self:

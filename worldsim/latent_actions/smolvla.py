@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
-
-import torch
+from typing import Self
 
 from worldsim.core.registry import register
 from worldsim.latent_actions import Options, _twins
@@ -23,16 +21,6 @@ class Smolvla(FlowPolicy):
     """``[T, expert width]``, 720 for the published policy."""
 
     KIND = "smolvla"
-    _half = False
-
-    def prepare(self, config: Any) -> None:
-        """The file holds the language model; LeRobot would load it from its own repository, in bfloat16, and replace it."""
-        self._half, config.load_vlm_weights = config.load_vlm_weights, False
-
-    def rename_keys(self, policy: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self._half:
-            policy.model.vlm_with_expert.vlm.to(torch.bfloat16)
-        return weights
 
     @classmethod
     def tiny(cls) -> Self:

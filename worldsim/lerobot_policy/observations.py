@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.types import DatasetCard, Episode
-from worldsim.latent_actions._checkpoint import STATE, Checkpoint, camera_name
+from worldsim.lerobot_policy.checkpoint import STATE, Checkpoint, camera_name
 
 TASK = "task"
 

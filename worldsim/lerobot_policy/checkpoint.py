@@ -96,10 +96,11 @@ def find(policy: str) -> Path:
     raise UserError(f"the policy {policy} {what}", command or ["ls", root if root.is_dir() else root.parent])
 
 
-def read(policy: str, kind: str, head: str, *, pipelines: bool = True) -> Checkpoint:
+def read(policy: str, kind: str | None = None, head: str | None = None, *, pipelines: bool = True) -> Checkpoint:
     """
     Args:
-        kind: the policy type that is wanted, such as ``act``. head: name of its action head inside the policy.
+        kind: the policy type that is wanted, such as ``act``; any when None.
+        head: name of its action head inside the policy, which ``width`` is read from; 0 without one.
         pipelines: whether the policy's own pre- and post-processors must be there, and normalisation in them.
 
     Raises:
@@ -111,18 +112,23 @@ def read(policy: str, kind: str, head: str, *, pipelines: bool = True) -> Checkp
     shapes = _shapes(folder)
     if pipelines:
         _require_pipelines(folder, shapes)
+    width = _width(folder, shapes, head, kind) if head else 0
+    rename = _rename(folder) if (folder / PIPELINES[0]).is_file() else {}
+    return Checkpoint(folder, config, width, _digest(folder), rename)
+
+
+def _width(folder: Path, shapes: Mapping[str, tuple[int, ...]], head: str, kind: str | None) -> int:
     # openpi's own files leave the outermost name out
     weight = next((k for k in (f"{head}.weight", f"{head.partition('.')[2]}.weight") if k in shapes), None)
     if weight is None:
         raise UserError(f"{folder / WEIGHTS} has no tensor {head}.weight: these are not the weights of a policy '{kind}'")
-    rename = _rename(folder) if (folder / PIPELINES[0]).is_file() else {}
-    return Checkpoint(folder, config, shapes[weight][1], _digest(folder), rename)
+    return shapes[weight][1]
 
 
-def _require_kind(folder: Path, config: Any, kind: str) -> None:
+def _require_kind(folder: Path, config: Any, kind: str | None) -> None:
     if not isinstance(config, dict) or not isinstance(config.get("input_features"), dict) or "type" not in config:
         raise UserError(f"{folder / CONFIG} is not the config of a LeRobot policy")
-    if config["type"] != kind:
+    if kind is not None and config["type"] != kind:
         raise UserError(
             f"the policy {folder} is of type '{config['type']}', not '{kind}'",
             again(extractor=config["type"]),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldsim.core.errors import UserError
-from worldsim.latent_actions._checkpoint import CONFIG, WEIGHTS, Checkpoint
+from worldsim.lerobot_policy.checkpoint import CONFIG, WEIGHTS, Checkpoint
 
 Weights = dict[str, Tensor]
 
