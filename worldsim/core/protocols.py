@@ -153,6 +153,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class SupportsFork(Protocol):
+    """A policy of which several episodes can run at once: one per client of a server, one per environment of a batch."""
+
+    def fork(self) -> Policy:
+        """A policy with the same weights and an episode memory of its own; :meth:`Policy.reset` must be called first."""
+        ...
+
+
+@runtime_checkable
 class LearnedPolicy(Policy, Protocol):
     """A policy that knows what it was trained on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,12 @@ class _Boxed:
         self.rng = np.random.default_rng(words)
         self.walk.reset(self.rng)
         self.begin()
+
+    def fork(self) -> _Boxed:
+        """Another of the same kind, of the same environment; everything else that an episode changes is set by ``begin``."""
+        twin = copy.copy(self)
+        twin.walk = OrnsteinUhlenbeck(self.walk.dim, self.walk.rate)
+        return twin
 
     def begin(self) -> None:
         """Forget the last episode."""
