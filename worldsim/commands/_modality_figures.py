@@ -1,0 +1,134 @@
+"""The charts of the world-modality reports: training curves of the runs, error by step, graded corruption, data efficiency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldsim.report.plots import Curve, plot
+from worldsim.train.tracking import METRICS, read_rows
+
+Json = Mapping[str, Any]
+CURVES = (
+    (
+        "action_mse",
+        "Action MSE (normalised): training dashed, validation solid",
+        ("train/action_loss", "val/action_mse"),
+        True,
+    ),
+    ("world_accuracy", "World tokens: top-1 accuracy on validation windows", ("val/world_acc",), False),
+    ("world_top5", "World tokens: top-5 accuracy on validation windows", ("val/world_top5",), False),
+    ("loss", "Combined training loss", ("train/loss",), True),
+)
+"""File, title, keys of ``metrics.jsonl``, logarithmic. # source: charbelsan/world-modality-vla, its wandb keys"""
+
+
+def colour_of(arms: Iterable[str]) -> dict[str, int]:
+    """Each arm keeps its colour in all charts."""
+    known = ["A", "C", "B", "C_hist", "C_pred", "C_no_input", "C_oracle"]
+    return {arm: known.index(arm) if arm in known else len(known) for arm in arms}
+
+
+def training_curves(folder: Path, runs: Mapping[str, Sequence[Path]]) -> list[dict[str, str]]:
+    """Write ``folder/curves/*.png`` from the runs' ``metrics.jsonl``, the mean over an arm's seeds; returns the figures.
+
+    Args:
+        runs: arm -> its run folders, one per seed.
+    """
+    rows = {arm: [read_rows(run / METRICS) for run in paths] for arm, paths in runs.items()}
+    colours, out = colour_of(runs), []
+    for name, title, keys, log in CURVES:
+        curves = []
+        for arm, per_seed in rows.items():
+            for key in keys:
+                x, y = mean_series([series(one, key) for one in per_seed])
+                if len(x):
+                    dashed = len(keys) > 1 and key.startswith("train/")
+                    label = arm if not dashed else f"{arm}, training"
+                    curves.append(Curve(label, x, y, dashed=dashed, colour=colours[arm]))
+        if curves:
+            path = f"curves/{name}.png"
+            plot(folder / path, curves, title, "step", log=log)
+            out.append({"path": path, "caption": f"{title}; mean over seeds."})
+    return out
+
+
+def series(rows: Sequence[Json], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which ``key`` was logged, and its values."""
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return np.array([step for step, _ in found], float), np.array([value for _, value in found], float)
+
+
+def mean_series(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over seeds at the steps that all of them have."""
+    if not parts:
+        return np.zeros(0), np.zeros(0)
+    steps = sorted(set.intersection(*(set(x.tolist()) for x, _ in parts)))
+    values = [dict(zip(x.tolist(), y.tolist())) for x, y in parts]
+    return np.array(steps), np.array([np.mean([one[step] for one in values]) for step in steps])
+
+
+def error_by_step(folder: Path, c: Json) -> list[dict[str, str]]:
+    """How the error grows over the chunk, with bands over episodes."""
+    x, colours = np.arange(c["horizon"], dtype=float), colour_of(c["arms"])
+    curves = [
+        Curve(arm, x, *(_floats(s["by_step"][key]) for key in ("mean", "low", "high")), colour=colours[arm])
+        for arm, s in c["arms"].items()
+    ]
+    plot(folder / "error_by_step.png", curves, "Held-out action MSE (normalised) by step of the chunk", "step of the chunk")
+    return [{"path": "error_by_step.png", "caption": "Action error by step of the chunk; bands are 95 % over episodes."}]
+
+
+def graded(folder: Path, c: Json) -> list[dict[str, str]]:
+    """Ratio by how far the wrong centroid lies from the true one."""
+    curves, colours = [], colour_of(c["arms"])
+    for arm, s in c["arms"].items():
+        found = [
+            one for name, one in s["interventions"].items() if name.startswith("graded:") and one["distance"] is not None
+        ]
+        found.sort(key=lambda one: one["distance"])
+        if len(found) > 1:
+            bounds = [_floats([one["ratio"][key] for one in found]) for key in ("mean", "low", "high")]
+            curves.append(Curve(arm, _floats([one["distance"] for one in found]), *bounds, colour=colours[arm]))
+    if not curves:
+        return []
+    title = "Corrupted / clean action MSE by distance of the wrong centroid"
+    plot(folder / "graded.png", curves, title, "mean distance from the true centroid")
+    caption = "Graded corruption: a policy that reads the token's meaning errs more the farther the wrong token lies."
+    return [{"path": "graded.png", "caption": caption}]
+
+
+def ratios_by_step(folder: Path, c: Json) -> list[dict[str, str]]:
+    """One chart per arm: every corruption's ratio over the steps of the chunk."""
+    out = []
+    for arm, s in c["arms"].items():
+        found = {name: one for name, one in s["interventions"].items() if not name.startswith("graded:")}
+        curves = [
+            Curve(name, np.arange(c["horizon"], dtype=float), _floats(one["by_step"]["mean"]), colour=k)
+            for k, (name, one) in enumerate(found.items())
+        ]
+        if curves:
+            path = f"ratios_by_step_{arm}.png"
+            plot(folder / path, curves, f"{arm}: corrupted / clean action MSE by step of the chunk", "step of the chunk")
+            out.append({"path": path, "caption": f"{arm}: every intervention's ratio by step of the chunk."})
+    return out
+
+
+def data_efficiency(folder: Path, c: Json) -> list[dict[str, str]]:
+    """Error by share of the training episodes."""
+    colours = colour_of(dict.fromkeys(row["arm"] for row in c["efficiency"]))
+    curves = []
+    for arm, colour in colours.items():
+        rows = sorted((row for row in c["efficiency"] if row["arm"] == arm), key=lambda row: row["fraction"])
+        bounds = [_floats([row["action_mse"][key] for row in rows]) for key in ("mean", "low", "high")]
+        curves.append(Curve(arm, _floats([row["fraction"] for row in rows]), *bounds, colour=colour))
+    title = "Held-out action MSE (normalised) by share of the training episodes"
+    plot(folder / "efficiency.png", curves, title, "share of the training episodes", log=True)
+    return [{"path": "efficiency.png", "caption": "Data efficiency; bands are 95 % over episodes."}]
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], float)
