@@ -23,19 +23,28 @@ class Recorder:
 
     Used by every interaction loop: simulated here, imagined or real elsewhere. Call ``see`` once per frame and ``sent``
     between two of them.
+
+    Attributes:
+        solved_at: actions that were sent until ``is_success`` was first seen; None where it never was.
     """
 
     pixels: dict[str, list[np.ndarray]] = field(default_factory=dict)
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    success: bool = False
+    solved_at: int | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether the task was solved at any step."""
+        return self.solved_at is not None
 
     def see(self, observation: Mapping[str, Any], info: Mapping[str, Any]) -> None:
         """One observation: ``pixels`` {camera: uint8 ``[H, W, 3]``}, ``agent_pos`` ``[S]``; ``info["is_success"]``."""
         for camera, frame in observation["pixels"].items():
             self.pixels.setdefault(camera, []).append(np.array(frame, np.uint8))
         self.states.append(np.array(observation["agent_pos"], np.float32))
-        self.success = self.success or bool(info.get("is_success", False))
+        if self.solved_at is None and info.get("is_success", False):
+            self.solved_at = len(self.actions)
 
     def sent(self, action: np.ndarray) -> None:
         self.actions.append(np.array(action, np.float32))
@@ -73,7 +82,7 @@ def rollout(env: Environment, policy: Policy, *, seed: int, steps: int, stop_on_
     chunk: list[np.ndarray] = []
     for _ in range(steps):
         if not chunk:
-            chunk = list(policy.act(observation))
+            chunk = list(policy.act({**observation, "task": env.task_description}))
         action = chunk.pop(0)
         observation, _, _, truncated, info = env.step(action)
         recorder.sent(action)

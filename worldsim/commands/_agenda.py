@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from worldsim.commands import _policy_actions
-from worldsim.commands._closed_loop import Start
 from worldsim.core.errors import UserError, again
 from worldsim.core.types import DatasetCard
+from worldsim.data.unfolding import Start
 from worldsim.world_models import Needs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from worldsim.commands import _latents, _policy_actions
 from worldsim.commands._action_file import ActionFile
 from worldsim.commands._agenda import Agenda, Order, Planned, hertz, rate, require_actions, some
-from worldsim.commands._closed_loop import ClosedLoop, OpenLoop, Start
+from worldsim.commands._closed_loop import ClosedLoop, OpenLoop
 from worldsim.core.console import progress
 from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource, WorldModel
@@ -25,6 +25,7 @@ from worldsim.data import columns, scenes
 from worldsim.data.cameras import JOIN, require_cameras
 from worldsim.data.predictions import Prediction, file_names
 from worldsim.data.scenes import Scene, SceneSpec
+from worldsim.data.unfolding import Start
 from worldsim.data.windows import stride_for
 from worldsim.world_models import (
     SupportsInstructions,
@@ -283,7 +284,7 @@ class Studio:
 
         def imagine(context: np.ndarray, rows: np.ndarray, seeds: list[int]) -> np.ndarray:
             nonlocal past
-            out = self._answers(batch, context, rows, 1, seeds, past)[:, 0]
+            out = self.answers(batch, context, rows, 1, seeds, past)[:, 0]
             past = None if past is None else np.concatenate([past, rows], axis=1)
             return out
 
@@ -294,7 +295,7 @@ class Studio:
         """uint8 ``[B, N, n, H, W, 3]``."""
         context = np.stack([scene.context for scene in batch])
         seeds = [scenes.scene_seed(self.seed, scene.episode, scene.frame_index) for scene in batch]
-        return self._answers(batch, context, np.stack(actions), samples, seeds, self._past(batch))
+        return self.answers(batch, context, np.stack(actions), samples, seeds, self._past(batch))
 
     @staticmethod
     def _past(batch: list[Scene]) -> np.ndarray | None:
@@ -302,7 +303,7 @@ class Studio:
         known = [scene.past for scene in batch if scene.past is not None]
         return np.stack(known) if len(known) == len(batch) else None
 
-    def _answers(
+    def answers(
         self,
         batch: list[Scene],
         context: np.ndarray,
