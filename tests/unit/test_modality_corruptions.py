@@ -105,7 +105,6 @@ def test_copy_baseline_on_a_toy_sequence() -> None:
     now, then = np.array([[0]]), np.array([[[0], [1]]])
     other = (1 - 2 / 5) * (4 / 8) / (1 - 3 / 8)
     np.testing.assert_allclose(copy.bits(now, then), -np.log2([[[4 / 6], [other]]]))
-    np.testing.assert_array_equal(copy.bigram(np.array([[0], [1], [2]]))[:, :, 0], [[0, 1], [1, 1], [2, 2]])
 
 
 def test_copy_baseline_is_a_distribution_and_never_crosses_episodes() -> None:

@@ -28,7 +28,7 @@ CURVES = (
 
 def colour_of(arms: Iterable[str]) -> dict[str, int]:
     """Each arm keeps its colour in all charts."""
-    known = ["A", "C", "B", "C_hist", "C_pred", "C_no_input", "C_oracle"]
+    known = ["A", "C", "B", "C_hist", "C_pred", "C_no_input", "C_oracle", "A_plus"]
     return {arm: known.index(arm) if arm in known else len(known) for arm in arms}
 
 

@@ -19,7 +19,8 @@ ARMS = {
     "C": "Model C (world token modality): [OBS] [WORLD] [FUT x K] [ACT x H]. It reads the current world token as well.",
     "C_no_input": "C_no_input (control): C's code path and B's layout, no token is read.",
     "C_hist": "C_hist: [OBS] [WORLD x context] [FUT x K] [ACT x H]. It reads the tokens of all context frames.",
-    "C_pred": "C_pred: two passes; the predicted futures' soft embeddings reach the actions by gated cross attention, gate 0 at first.",
+    "C_pred": "C_pred: two passes; soft embeddings of its predicted futures reach the actions by cross attention, gate 0 at first.",
+    "A_plus": "A_plus: A with wider feed-forward layers, as many parameters as C.",
     "C_oracle": "C_oracle: as C_pred with the true future tokens: an upper bound, no policy.",
 }
 DEVIATIONS = (
@@ -61,7 +62,7 @@ def document(c: Json) -> Document:
         Section("How the numbers were made", _method(c)),
     ]
     runs = sum(len(s["seeds"]) for s in c["arms"].values())
-    subtitle = f"{runs} runs of {len(c['arms'])} arms on {c['data']}: {len(c['episodes'])} held-out episodes, {c['windows']} windows"
+    subtitle = f"{runs} runs of {len(c['arms'])} arms on {c['data']}: {_size(c)}"
     return Document(TITLE, c["conclusion"], sections, subtitle)
 
 
@@ -79,12 +80,16 @@ def intervention_document(c: Json) -> Document:
         Section("What it means", [*_use_words(c), PRESENT]),
         Section("How the numbers were made", _method(c)),
     ]
-    subtitle = f"{', '.join(c['arms'])} on {c['data']}: {len(c['episodes'])} held-out episodes, {c['windows']} windows"
+    subtitle = f"{', '.join(c['arms'])} on {c['data']}: {_size(c)}"
     return Document("Interventions on the world input", c["conclusion"], sections, subtitle)
 
 
 def pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(word, "unknown" if value is None else str(value)) for word, value in facts.items()]
+
+
+def _size(c: Json) -> str:
+    return f"{len(c['episodes'])} held-out episodes, {c['windows']} windows"
 
 
 def _shown(c: Json, key: str) -> list[Block]:
@@ -181,7 +186,7 @@ def discussion(c: Json) -> list[Block]:
 def answer(d: Json) -> str:
     """One outcome in words, with its numbers."""
     if d["outcome"] == "insufficient":
-        return f"Cannot be said: {len(d['seeds'])} seeds and {d['episodes']} held-out episodes (3 and 5 are the least)."
+        return f"Cannot be said: seeds {len(d['seeds'])} of at least 3, held-out episodes {d['episodes']} of at least 5."
     span = f"{d['mean']:+.3g} [{d['low']:+.3g} … {d['high']:+.3g}]"
     part = "" if d["relative"] is None else f", {d['relative']:+.1%} of its error"
     if d["outcome"] in ("lower", "higher"):

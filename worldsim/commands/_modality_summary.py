@@ -19,6 +19,7 @@ PAIRS = (
     ("C", "A"),
     ("C", "B"),
     ("B", "A"),
+    ("C", "A_plus"),
     ("C", "C_no_input"),
     ("C_hist", "A"),
     ("C_hist", "C"),

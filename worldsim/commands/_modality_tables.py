@@ -11,6 +11,7 @@ from worldsim.report.document import Grid, Value
 Json = Mapping[str, Any]
 NAMES = {
     "A": "A (BC)",
+    "A_plus": "A_plus (as large as C)",
     "B": "B (Aux)",
     "C": "C (World modality)",
     "C_no_input": "C_no_input (control)",
