@@ -14,9 +14,16 @@ def add(app: typer.Typer) -> None:
     def tokenize_world(
         data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
         tokenizer: Annotated[
-            str | None, typer.Option(metavar="NAME", help="fsq-frame or fsq-compressive; see models list.")
+            str | None, typer.Option(metavar="NAME", help="kmeans, fsq-frame or fsq-compressive; see models list.")
         ] = None,
-        checkpoint: Annotated[str | None, typer.Option(metavar="RUN", help="The run that trained the tokenizer.")] = None,
+        vision_model: Annotated[
+            str | None,
+            typer.Option(
+                metavar="MODEL", help="For kmeans: random-conv, a Hugging Face repository, a folder, tokenizer:RUN."
+            ),
+        ] = None,
+        num_tokens: Annotated[int | None, typer.Option(metavar="N", help="For kmeans: codes to fit.")] = None,
+        checkpoint: Annotated[str | None, typer.Option(metavar="RUN", help="The run that made the tokenizer.")] = None,
         split: Annotated[str | None, typer.Option(metavar="PART", help="all, train or held-out.")] = None,
         camera: Annotated[str | None, typer.Option(metavar="C", help="Camera; the first by name when not given.")] = None,
         fps: Annotated[float | None, typer.Option(help="Frame rate of the model that will read the tokens.")] = None,
@@ -26,6 +33,8 @@ def add(app: typer.Typer) -> None:
         return {
             "data": data,
             "tokenizer": tokenizer,
+            "vision_model": vision_model,
+            "num_tokens": num_tokens,
             "checkpoint": checkpoint,
             "split": split,
             "camera": camera and camera.replace(",", "+"),

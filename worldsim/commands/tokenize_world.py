@@ -1,7 +1,7 @@
 """``worldsim tokenize-world``: the discrete codes of every frame, as memory-mapped columns beside the data.
 
 Token world models read these and nothing else while they train; ``train`` and ``rlvr`` fill what is missing by themselves. See
-``commands._tokens`` for what a column holds.
+``commands._tokens`` for what a column holds. World tokens (``kmeans``) are fitted here: see ``commands._tokenize_kmeans``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from worldsim import tokenizers
-from worldsim.commands import _latents, _tokens
+from worldsim.commands import _latents, _tokenize_kmeans, _tokens
 from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._tokens import Cut
 from worldsim.core import registry
@@ -27,6 +27,8 @@ from worldsim.data.windows import stride_for
 from worldsim.formats import open_dataset
 from worldsim.train import distributed
 
+KMEANS = "kmeans"
+
 
 @config
 class Config:
@@ -34,17 +36,26 @@ class Config:
 
     Attributes:
         data: dataset folder, any format. format: its registered format; detected when null.
-        tokenizer: its registered name. checkpoint: the run that trained it (a token model's run has a copy).
+        tokenizer: its registered name. checkpoint: the run that trained it (a token model's run has a copy); when null
+            ``runs/train/<tokenizer>``, and for kmeans a codebook is fitted.
         split: a part of the split (``train``, ``all``), or ``held-out``.
         camera: the first by name when null. fps: frame rate of the model that will read the tokens; the dataset's when null.
         reach: frames told from each context frame, itself included: ``context_back + history + predicted`` of the model that
             will read them; only for a tokenizer with a context.
         batch: frames per forward pass.
+        vision_model: for kmeans, what embeds frames: a registered name (``random-conv`` needs no download), a Hugging Face
+            repository, a folder, or ``tokenizer:RUN``. pooling: ``auto``, ``cls``, ``mean`` or ``gridN``. normalise: to unit length.
+        num_tokens: codes of a codebook that is fitted; at most a quarter of the training embeddings. sample: at most so many
+            embeddings are fitted on. horizon: frames ahead that the baselines of the statistics are told for.
+        cache: folder of the experiment's own files (``<cache>/<dataset>/train_world_tokens.int.npy``, …); ``OUT/cache`` when null.
         columns: where columns go when the dataset is read-only; the dataset itself when null.
         max_rejected: how many bad episodes are accepted before the command fails.
     """
 
-    NOT_IDENTITY: ClassVar[tuple[str, ...]] = ("max_rejected", "batch")
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = (
+        "max_rejected",
+        "batch",
+    )  # seldom a bit: sums of a wider batch round otherwise
 
     data: str | None = None
     format: str | None = None
@@ -55,11 +66,18 @@ class Config:
     fps: float | None = None
     reach: int = 8
     batch: int = 16
+    vision_model: str = "facebook/dinov2-base"
+    num_tokens: int = 1024
+    pooling: str = "auto"
+    normalise: bool = False
+    sample: int = 200_000
+    horizon: int = 8
+    cache: str | None = None
     columns: str | None = None
     max_rejected: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("reach", "batch"):
+        for key in ("reach", "batch", "num_tokens", "sample", "horizon"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
         known = registry.names("tokenizers")
@@ -74,10 +92,12 @@ def run(config: Config, context: RunContext) -> Result:
         UserError: no such run, or a run of another tokenizer.
         PartialResult: more than ``max_rejected`` episodes cannot be read; the others are tokenised.
     """
+    if config.tokenizer == KMEANS:
+        return _tokenize_kmeans.run(config, context)
     data, root = _latents.folders(config.data, config.columns)
     folder = _folder(config)
     context.inputs["data"] = str(data)
-    context.reads("checkpoint", Path(str(config.checkpoint)))
+    context.reads("checkpoint", _run_of(config))
     tokenizer = tokenizers.load(folder, context.device)
     _require_name(config, tokenizer)
     source = open_dataset(data, config.format)
@@ -94,25 +114,25 @@ def run(config: Config, context: RunContext) -> Result:
     return _report(config, tokens, [name for name in names if name in tokens], rejected, root, tokenizer.codes)
 
 
+def _run_of(config: Config) -> Path:
+    return Path(config.checkpoint or f"runs/train/{config.tokenizer.replace('-', '_')}")
+
+
 def _folder(config: Config) -> Path:
-    if config.checkpoint is None:
+    run_folder = _run_of(config)
+    if not run_folder.exists():
         raise UserError(
-            f"tokens of {config.tokenizer} need a trained tokenizer",
+            f"tokens of {config.tokenizer} need a trained tokenizer: there is no run {run_folder}",
             ["worldsim", "train", "--config", config.tokenizer.replace("-", "_"), config.data or "DATA"],
         )
-    if not Path(config.checkpoint).exists():
-        raise UserError(
-            f"there is no run {config.checkpoint}",
-            ["worldsim", "train", "--config", config.tokenizer.replace("-", "_"), config.data or "DATA"],
-        )
-    return tokenizers.find(Path(config.checkpoint))
+    return tokenizers.find(run_folder)
 
 
 def _require_name(config: Config, tokenizer: Any) -> None:
     name = tokenizer.card()["tokenizer"].replace("_", "-")
     if name != config.tokenizer.replace("_", "-"):
         raise UserError(
-            f"{config.checkpoint} holds the tokenizer {name}, not {config.tokenizer}",
+            f"{_run_of(config)} holds the tokenizer {name}, not {config.tokenizer}",
             again(tokenizer=name),
         )
 
@@ -148,7 +168,7 @@ def _report(
             "columns": [column.folder.relative_to(root).as_posix() for column in parts],
             "rejected": [{"episode": episode, "reason": reason} for episode, reason in rejected.items()],
         },
-        next=["worldsim", "train", "--config", recipe, config.data, "--tokenizer", config.checkpoint],
+        next=["worldsim", "train", "--config", recipe, config.data, "--tokenizer", _run_of(config)],
         summary=f"{len(present)} episodes, {count} tokens, {used.sum()} of {codes} codes in use: {tokens.frames.folder}",
     )
     if len(rejected) > config.max_rejected:
@@ -163,6 +183,8 @@ def _report(
 
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:
     """What would be tokenised and where it would go; decodes no frame."""
+    if config.tokenizer == KMEANS:
+        return _tokenize_kmeans.plan(config)
     data, root = _latents.folders(config.data, config.columns)
     folder = _folder(config)
     tokenizer = tokenizers.load(folder, "cpu")

@@ -33,6 +33,8 @@ class Codes(VisionEncoder):
     @torch.no_grad()
     def features(self, view: Tensor) -> Features:
         frames = view.to(self.device).movedim(1, -1)
-        alone = self.module.encode_context(frames) if self.module.context_tokens else self.module.encode(frames[:, None])[:, 0]
+        alone = (
+            self.module.encode_context(frames) if self.module.context_tokens else self.module.encode(frames[:, None])[:, 0]
+        )
         patches = self.module.quantize.decode(alone).float()
         return Features(patches, patches.flatten(1))

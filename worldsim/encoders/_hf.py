@@ -96,7 +96,9 @@ class HFEncoder(VisionEncoder):
         count = self.grid[0] * self.grid[1]
         ahead = tokens.shape[1] - count
         if tokens.ndim != 3 or ahead < 0:
-            raise UserError(f"{self.source} gives {tuple(tokens.shape)}, not tokens of {self.grid[0]}x{self.grid[1]} patches")
+            raise UserError(
+                f"{self.source} gives {tuple(tokens.shape)}, not tokens of {self.grid[0]}x{self.grid[1]} patches"
+            )
         if summary is None and ahead:
             summary = tokens[:, 0]
         return Features(tokens[:, ahead:].float(), None if summary is None else summary.float())

@@ -52,7 +52,9 @@ class Preparation:
         if self.crop is not None:
             return self.crop
         if self.size is None or len(self.size) != 2:
-            raise UserError("the backbone's processor gives inputs of no fixed size: its file has neither crop_size nor size")
+            raise UserError(
+                "the backbone's processor gives inputs of no fixed size: its file has neither crop_size nor size"
+            )
         return self.size[0], self.size[1]
 
     def view(self, frames: np.ndarray | Tensor) -> Tensor:

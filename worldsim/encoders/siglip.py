@@ -30,4 +30,6 @@ class Siglip(HFEncoder):
         from transformers import SiglipVisionConfig
 
         net = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        return cls.random(SiglipVisionConfig(image_size=64, patch_size=16, **net), Preparation((64, 64), None, HALF, HALF), seed)
+        return cls.random(
+            SiglipVisionConfig(image_size=64, patch_size=16, **net), Preparation((64, 64), None, HALF, HALF), seed
+        )
