@@ -40,7 +40,8 @@ def command_module(command: str) -> ModuleType:
 def execute(task: Task, claimed: bool = False) -> dict[str, Any]:
     """Run a task to its end in this process and return what ``result.json`` holds.
 
-    The same task on the same folder continues, or returns the finished run's result with the note "already done".
+    The same task on the same folder continues, or returns the finished run's result with the note "already done"; a command
+    that is a service (its module says ``REPEATS = True``) runs again.
 
     Args:
         task: what to do.
@@ -56,7 +57,7 @@ def execute(task: Task, claimed: bool = False) -> dict[str, Any]:
     out = Path(task.out)
     if not claimed:
         done = runs.claim(out, task.command, config, task.seed)
-        if done is not None:
+        if done is not None and not getattr(module, "REPEATS", False):
             return already_done(done)
         sweep(out)
     context = runs.RunContext(

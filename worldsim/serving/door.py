@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -18,6 +19,21 @@ SCHEMES = ("bearer", "api-key")
 def seal(key: str) -> str:
     """A key's digest: what is kept and compared, so that no record holds the key."""
     return SEALED + hashlib.sha256(key.encode("utf8")).hexdigest()
+
+
+def sealed(text: str | None) -> str | None:
+    """What was typed as a key -> its digest; ``env:NAME`` is read from the environment, a digest stays what it is.
+
+    Raises:
+        ValueError: an empty key, or no such variable.
+    """
+    if text is None or text.startswith(SEALED):
+        return text
+    name = text.removeprefix("env:")
+    key = os.environ.get(name, "") if text.startswith("env:") else text
+    if not key:
+        raise ValueError(f"the environment has no {name}" if text.startswith("env:") else "an empty key locks nobody out")
+    return seal(key)
 
 
 class Door:

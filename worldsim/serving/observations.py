@@ -43,7 +43,7 @@ class Call:
         session: the name of a REST session, or None.
         reset, seed: whether an episode begins, and its seed (None: the server's).
         chunk: whether the whole plan is wanted instead of its first row.
-        as_arrays: whether frames came as arrays, so that the reply should be one.
+        as_arrays: whether anything came as an array, so that the reply should be one.
     """
 
     observation: dict[str, Any] | None
@@ -81,7 +81,7 @@ class Reader:
             name = self.rename.get(sent, sent)
             if name is not None:
                 self._take(observation, sent, _bare(name), value)
-        call = Call(None, **control, as_arrays=any(isinstance(v, np.ndarray) for v in _frames_of(seen)))
+        call = Call(None, **control, as_arrays=any(isinstance(v, np.ndarray) for v in _values(seen)))
         if observation or not call.reset:
             self._check(observation)
             call.observation = observation
@@ -172,7 +172,8 @@ class Reader:
 
 def _split(payload: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a payload says about the call, checked, and the rest: what is seen."""
-    control, seen = {}, dict(payload)
+    control: dict[str, Any] = {}
+    seen = dict(payload)
     for key, kind in CONTROL.items():
         value = seen.pop(key, None)
         if value is not None and type(value) is not kind:
@@ -193,8 +194,8 @@ def _bare(name: str) -> str:
     return name
 
 
-def _frames_of(seen: Mapping[str, Any]) -> list[Any]:
-    """Every value that could be a frame."""
+def _values(seen: Mapping[str, Any]) -> list[Any]:
+    """Every value that could be an array."""
     nested = [inner for value in seen.values() if isinstance(value, Mapping) for inner in value.values()]
     return [*seen.values(), *nested]
 

@@ -94,8 +94,8 @@ def _quiet(uvicorn: Any) -> Any:
         """Ends on a signal as on any other wish to stop, without raising it again: the run is done, not interrupted."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit  # a second signal does not wait for anyone
-            self.should_exit = True
+            self.force_exit = bool(self.should_exit)  # a second signal does not wait for anyone
+            self.should_exit: bool = True
 
     return Server
 

@@ -37,6 +37,7 @@ class Service:
         seed: of episodes whose client gives none.
         limits, allowed, rename: see :class:`~worldsim.serving.observations.Reader`.
         counts: answers by HTTP status (websocket: 200, or what the refusal would be). infer_ms: the latest inference times.
+        digest: of the policy's files, so that a client knows whether it is still the same.
         sockets: websockets that are open. stopping: whether it has been told to end.
     """
 
@@ -50,6 +51,7 @@ class Service:
     rename: Mapping[str, str | None] = field(default_factory=dict)
     counts: Counter[int] = field(default_factory=Counter)
     infer_ms: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    digest: str | None = None
     sockets: int = 0
     stopping: bool = False
 
@@ -69,6 +71,7 @@ class Service:
             "version": __version__,
             "protocols": ["openvla", "lapa", "openpi"],
             "policy": self.name,
+            "digest": self.digest,
             "action_spec": spec.to_json() if spec else None,
             "cameras": {name: list(size) for name, size in needs.cameras.items()} if needs else None,
             "state_names": list(needs.state_names) if needs else None,
