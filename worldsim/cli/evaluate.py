@@ -31,3 +31,20 @@ def add(app: typer.Typer) -> None:
             "episodes": episodes,
             "frames": frames,
         }
+
+    @command(group, "policy", job="eval-policy")
+    def policy(
+        data: Annotated[str | None, typer.Argument(metavar="DATA", help="For dreams: the dataset they begin in.")] = None,
+        env: Annotated[str | None, typer.Option(metavar="NAME", help="pusht, metaworld:TASK or dream.")] = None,
+        policy: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="RUN, scripted:NAME, … (repeat).")] = None,
+        world: Annotated[str | None, typer.Option(metavar="RUN", help="For dreams: run folder of a world model.")] = None,
+        truth: Annotated[str | None, typer.Option(metavar="RESULTS", help="Another run of it to agree with.")] = None,
+    ) -> dict[str, Any]:
+        """Let policies act, count successes with intervals, compare them on the same seeds; writes a report page."""
+        return {
+            "dream.data": data,
+            "env.name": env,
+            "policy": policy or None,
+            "dream.world": world,
+            "truth": truth,
+        }

@@ -57,7 +57,7 @@ def open_policy(
             raise UserError(f"rename: the policy {text} sees no cameras by name")
         policy = policies.Renamed(policy, rename)
     if fit and env is not None and isinstance(policy, LearnedPolicy):
-        require_fit(policy.needs, env, text, _title(env))
+        require_fit(policy.needs, env, text, title(env))
     return policy
 
 
@@ -67,7 +67,8 @@ def _fetched(text: str) -> str:
     return str(_hub.cached(text, kind="model") or _hub.download(text, kind="model")) if hub else text
 
 
-def _title(env: Any) -> str:
+def title(env: Any) -> str:
+    """An environment in words: ``metaworld:reach-v3``."""
     spec = getattr(env, "task", None)
     name = type(env).__name__.lower()
     return f"{name}:{spec}" if isinstance(spec, str) else name
