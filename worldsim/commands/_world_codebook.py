@@ -64,7 +64,7 @@ def sample(embeddings: Column, train: list[str], most: int, seed: int) -> np.nda
     """At most ``most`` rows of the training embeddings, drawn evenly without replacement, in order: float16 ``[n, d]``."""
     lengths = {name: int(np.prod(embeddings.load(name).shape[:2])) for name in train}
     total = sum(lengths.values())
-    drawn = np.arange(total)
+    drawn: np.ndarray = np.arange(total)
     if total > most:
         drawn = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
     parts, first = [], 0

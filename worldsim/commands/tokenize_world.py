@@ -44,7 +44,8 @@ class Config:
             will read them; only for a tokenizer with a context.
         batch: frames per forward pass.
         vision_model: for kmeans, what embeds frames: a registered name (``random-conv`` needs no download), a Hugging Face
-            repository, a folder, or ``tokenizer:RUN``. pooling: ``auto``, ``cls``, ``mean`` or ``gridN``. normalise: to unit length.
+            repository, a folder, or ``tokenizer:RUN``.
+        pooling: ``auto``, ``cls``, ``mean`` or ``gridN``. normalise: embeddings to unit length.
         num_tokens: codes of a codebook that is fitted; at most a quarter of the training embeddings. sample: at most so many
             embeddings are fitted on. horizon: frames ahead that the baselines of the statistics are told for.
         cache: folder of the experiment's own files (``<cache>/<dataset>/train_world_tokens.int.npy``, …); ``OUT/cache`` when null.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as pictures
 
@@ -63,14 +64,14 @@ class Preparation:
         Raises:
             UserError: frames of another dtype or layout; floats would be divided by 255 a second time.
         """
-        batch = torch.from_numpy(np.array(frames, copy=False, order="C")) if isinstance(frames, np.ndarray) else frames
+        batch = torch.from_numpy(np.require(frames, requirements="CW")) if isinstance(frames, np.ndarray) else frames
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
             kind, shape = str(batch.dtype).removeprefix("torch."), "x".join(map(str, batch.shape))
             raise UserError(f"a vision encoder takes uint8 frames [B, H, W, 3], but was given {kind} of {shape}")
         batch = batch.permute(0, 3, 1, 2)
         if self.size is not None:
             batch = pictures.resize(batch, list(self.size), InterpolationMode(self.filter), antialias=True)
-        return batch if self.crop is None else pictures.center_crop(batch, list(self.crop))
+        return batch if self.crop is None else _centred(batch, *self.crop)
 
     def normalise(self, view: Tensor) -> Tensor:
         """uint8 ``[B, 3, h, w]`` -> float32, normalised: ``(x - 255 mean) / (255 std)``."""
@@ -103,6 +104,15 @@ class Preparation:
             tuple(float(v) for v in std),
             FILTERS.get(int(own.get("resample", 2)), "bilinear"),
         )
+
+
+def _centred(batch: Tensor, height: int, width: int) -> Tensor:
+    """The middle of each picture, odd remainders below and right; smaller ones on black."""
+    tall, wide = max(0, height - batch.shape[-2]), max(0, width - batch.shape[-1])
+    if tall or wide:
+        batch = pad(batch, (wide // 2, (wide + 1) // 2, tall // 2, (tall + 1) // 2))
+    top, left = (batch.shape[-2] - height) // 2, (batch.shape[-1] - width) // 2
+    return batch[..., top : top + height, left : left + width]
 
 
 def _entries(size: Any) -> tuple[int, ...] | None:
