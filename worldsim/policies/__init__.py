@@ -137,6 +137,10 @@ class Renamed:
     def reset(self, seed: int | None = None) -> None:
         self.policy.reset(seed)
 
+    def fork(self) -> Renamed:
+        """Without it, the inner policy's own would be found, which knows other names."""
+        return Renamed(self.policy.fork(), self.names)  # type: ignore[attr-defined]
+
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         pixels = dict(observation["pixels"])
         pixels |= {own: observation["pixels"][other] for own, other in self.names.items()}

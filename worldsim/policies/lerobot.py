@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -81,6 +83,15 @@ class LeRobot:
     def reset(self, seed: int | None = None) -> None:
         self.seed, self.turn = 0 if seed is None else seed, 0
         self.loaded.policy.reset()
+
+    def fork(self) -> LeRobot:
+        """The same weights; a network that keeps queues is copied around them."""
+        twin, network = copy.copy(self), self.loaded.policy
+        if self.stepwise:
+            weights = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+            twin.loaded = dataclasses.replace(self.loaded, policy=copy.deepcopy(network, weights))
+        twin.reset()
+        return twin
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """float32 ``[K, A]`` in physical units.

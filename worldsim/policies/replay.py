@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -67,6 +68,10 @@ class Replay:
     @property
     def finished(self) -> bool:
         return self.at >= len(self.rows)
+
+    def fork(self) -> Self:
+        """The same dataset, at a row of its own."""
+        return copy.copy(self)
 
     def reset(self, seed: int | None = None) -> None:
         """
