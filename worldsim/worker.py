@@ -21,7 +21,7 @@ from typing import Any
 from worldsim.core import config as config_world
 from worldsim.core import runs
 from worldsim.core.console import say
-from worldsim.core.errors import PartialResult, UserError
+from worldsim.core.errors import Interrupted, PartialResult, UserError
 from worldsim.core.files import sweep
 from worldsim.core.task import Task
 from worldsim.core.types import Result
@@ -91,7 +91,7 @@ def _run(module: ModuleType, config: Any, context: runs.RunContext) -> dict[str,
 
 def _record_failure(context: runs.RunContext, error: BaseException, began: float, config: Any) -> None:
     """``result.json``, and ``error.json`` before siblings notice; a full disk must not hide the error being recorded."""
-    partial = error.result if isinstance(error, PartialResult) else None
+    partial = error.result if isinstance(error, PartialResult | Interrupted) else None
     with suppress(OSError):
         if context.world_size > 1 and isinstance(error, Exception):
             distributed.write_error(context.out, error)
@@ -100,7 +100,7 @@ def _record_failure(context: runs.RunContext, error: BaseException, began: float
         elif isinstance(error, Exception):
             _record(context, "failed", Result(), began, error=f"{type(error).__name__}: {error}")
         else:
-            _record(context, "interrupted", Result(), began)
+            _record(context, "interrupted", partial or Result(), began)
 
 
 def _record(

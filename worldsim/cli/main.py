@@ -17,6 +17,7 @@ from worldsim.cli import (
     infer,
     models,
     rlvr,
+    robot,
     runs,
     tokenize_world,
     train,
@@ -32,7 +33,20 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for door in (convert, extract_latents, tokenize_world, train, finetune_wan, rlvr, infer, evaluate, models, doctor, runs):
+for door in (
+    convert,
+    extract_latents,
+    tokenize_world,
+    train,
+    finetune_wan,
+    rlvr,
+    infer,
+    evaluate,
+    robot,
+    models,
+    doctor,
+    runs,
+):
     door.add(app)
 
 

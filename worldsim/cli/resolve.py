@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ def refusal(job: Job) -> str | None:
     except UserError as error:
         return error.sentence
     return None
+
+
+def ask(job: Job) -> None:
+    """What a command wants to be sure of before it begins; ``--yes`` answers.
+
+    A module with ``LOCAL`` (a sentence) does not run elsewhere; one with ``question(config)`` may have something to ask.
+
+    Raises:
+        UserError: the answer was no, or there is nobody to ask.
+    """
+    module = importlib.import_module(f"worldsim.commands.{job.command.replace('-', '_')}")
+    if job.launch.remote and hasattr(module, "LOCAL"):
+        raise UserError(module.LOCAL)
+    question = module.question(build(module.Config, job.config)) if hasattr(module, "question") else None
+    if question is None or job.launch.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question}; say that you mean it with --yes", again(yes=True))
+    print(f"{question}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was done")
 
 
 def only_dataset(name: str) -> str:

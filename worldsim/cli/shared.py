@@ -110,7 +110,7 @@ def command(app: typer.Typer, name: str, *, job: str | None = None) -> Callable[
 
 def execute(name: str, flags: dict[str, Any], shared: Shared) -> int:
     """Resolve, then plan, launch or run one command; prints its result. Returns the exit code."""
-    from worldsim.cli.resolve import refusal, resolve
+    from worldsim.cli.resolve import ask, refusal, resolve
     from worldsim.core.console import say
     from worldsim.launch import launch
 
@@ -126,6 +126,7 @@ def execute(name: str, flags: dict[str, Any], shared: Shared) -> int:
             print(json.dumps(plan, default=str) if shared.json else plan_text(plan), file=stdout)
             return 0
         try:
+            ask(job)
             result = launch(job)
         except (UserError, KeyboardInterrupt) as error:
             if shared.json:

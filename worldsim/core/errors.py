@@ -81,6 +81,14 @@ class PartialResult(UserError):
         return type(self), (self.sentence, self.command, self.result)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM after everything was put in order; what there is to report is in ``result``."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("interrupted")
+        self.result = result
+
+
 class RemoteError(UserError):
     """The remote side failed or could not be reached."""
 
