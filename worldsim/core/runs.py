@@ -206,7 +206,7 @@ def write_provenance(context: RunContext, config: Any) -> None:
         context.out / PROVENANCE,
         {
             "worldsim": __version__,
-            "revision": _revision(root),
+            "revision": revision(),
             "lock": file_digest(lock)[:12] if lock.exists() else None,
             "python": platform.python_version(),
             "machine": platform.platform(),
@@ -219,7 +219,9 @@ def write_provenance(context: RunContext, config: Any) -> None:
     )
 
 
-def _revision(root: Path) -> str | None:
+def revision() -> str | None:
+    """``git describe`` of this program's checkout; None outside one."""
+    root = Path(__file__).resolve().parents[2]
     try:
         ask = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -68,7 +68,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def attention(self, x: Tensor, mask: Tensor | None, looking: Looking | None) -> Tensor:
-        return self.drop(self.out(attend(*self.qkv(x).chunk(3, -1), self.heads, mask, looking)))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.drop(self.out(attend(q, k, v, self.heads, mask, looking)))
 
     def feed(self, x: Tensor) -> Tensor:
         return self.drop(self.down(self.drop(F.gelu(self.up(x)))))

@@ -94,7 +94,9 @@ class ModalityCard:
             raise UserError(f"{source} has version {data.get('version')}; this program reads version {VERSION}")
         values = {key: value for key, value in data.items() if key not in ("policy", "version", "arm", "window")}
         try:
-            lists = {key: tuple(values.pop(key)) for key in ("state_names", "train_episodes", "held_out_episodes")}
+            lists: dict[str, Any] = {
+                key: tuple(values.pop(key)) for key in ("state_names", "train_episodes", "held_out_episodes")
+            }
             parts: dict[str, Any] = {
                 "net": NetSpec(**values.pop("net")),
                 "scaling": Scaling.from_json(values.pop("scaling")),

@@ -6,6 +6,7 @@ see is in ``_world_modality_arms``; how it is trained in ``commands._train_world
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +111,13 @@ class WorldModality:
     def reset(self, seed: int | None = None) -> None:
         """Forget what was seen. Nothing is drawn at random, so the seed changes nothing."""
         self._seen: list[tuple[Tensor, Tensor, np.ndarray]] = []
+
+    def fork(self) -> WorldModality:
+        """Another with the same network and nothing seen yet; both may act in turn."""
+        twin = copy.copy(self)
+        twin.last_world = {}
+        twin.reset()
+        return twin
 
     @torch.no_grad()
     def observe(self, observation: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ def fit(
     context: RunContext,
     save: Callable[[dict[str, Tensor], int], None],
     config: dict[str, Any] | None = None,
+    measure: Callable[[int], dict[str, float]] | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """Train ``module`` (a :class:`Trainable`) to ``settings.steps``, continuing from ``context.out/state``.
 
@@ -91,6 +93,9 @@ def fit(
         fetch: (step, forward pass) -> this rank's batch, CPU tensors; called ahead of time from another thread.
         save: writes ``checkpoint/`` from averaged tensors, by saved name; called on rank 0.
         config: recorded with the metrics.
+        measure: step -> numbers of the module with the weights that its checkpoint will hold, a row of metrics of their own;
+            called on rank 0 before every save that the settings ask for, so a resume never lacks one.
+        watch: handed every row of metrics.
 
     Raises:
         UserError: the loss or the gradient norm is not finite; the last state and checkpoint before it are kept.
@@ -100,6 +105,13 @@ def fit(
     began, waited, last = time.monotonic(), 0.0, float("nan")
     tracker = Tracker(context, config or {}, run.step, settings.wandb, settings.project) if context.rank == 0 else None
     first, saved = run.step, run.step
+
+    def tell(row: dict[str, Any]) -> None:
+        if tracker:
+            tracker.log(row)
+        if watch:
+            watch(row)
+
     with (
         stoppable() as stop,
         _Ahead(fetch, run.step, settings) as ahead,
@@ -112,10 +124,14 @@ def fit(
             bar.advance(1, f"loss {last:.4f}")
             if tracker and (run.step % settings.log_every == 0 or run.step == settings.steps):
                 span = time.monotonic() - mark
-                tracker.log({"step": run.step, **numbers, **run.said(), "seconds": span, "data_seconds": waited - before})
+                tell({"step": run.step, **numbers, **run.said(), "seconds": span, "data_seconds": waited - before})
                 mark, before = time.monotonic(), waited
             halt = run.any_rank(stop.is_set())
-            if halt or run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
+            due = run.step % settings.checkpoint_every == 0 or run.step == settings.steps
+            if tracker and measure and due:
+                with run.averaged():
+                    tell({"step": run.step, **measure(run.step)})
+            if halt or due:
                 run.save(final=run.step == settings.steps)
                 saved = run.step
             if halt and run.step < settings.steps:
