@@ -112,7 +112,7 @@ def check(back: Episode, truth: Episode, at: int) -> None:
 
 def test_every_format_says_whether_it_can_be_written():
     assert set(NAMES) >= {"act-hdf5", "bridge", "lapa", "lerobot", "oxe-npz", "rlds"}
-    assert set(NAMES) - set(WRITABLE) == {"rlds"}
+    assert set(NAMES) - set(WRITABLE) == {"rlds", "robot-log"}
     for name in NAMES:
         format = registry.get("formats", name)
         if name not in WRITABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def shadow_error(episode: Path, head: logs.Head) -> dict[str, Any] | None:
         pairs = [(step["wish"], step["sent"]) for step in steps if step.get("wish") and step.get("sent")]
     elif head.done == "reached":
         at = [head.state_names.index(name) for name in head.action_spec.names]
-        pairs = [(a["wish"], [b["state"][k] for k in at]) for a, b in zip(steps, steps[1:]) if a.get("wish")]
+        pairs = [(a["wish"], [b["state"][k] for k in at]) for a, b in pairwise(steps) if a.get("wish")]
     else:
         return None
     if not pairs:

@@ -158,7 +158,7 @@ def plan(config: Config, seed: int = 0) -> dict[str, Any]:
         "robot": body.kind,
         "config": {key: value for key, value in config.robot.items() if key != "type"},
         "cameras": {name: list(size) for name, size in body.cameras.items()},
-        "joints": {name: unit for name, unit in zip(spec.names, spec.units)},
+        "joints": dict(zip(spec.names, spec.units)),
         "actions": f"{spec.mode} {spec.space}",
         "hz": body.fps,
         "max_relative_target": config.max_relative_target,
