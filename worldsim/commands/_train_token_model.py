@@ -159,7 +159,9 @@ def _tokenizer(config: Config) -> Path:
             f"there is no tokenizer run {config.tokenizer}",
             ["worldsim", "train", "--config", "fsq_compressive", config.data or "DATA"],
         )
-    return tokenizers.find(Path(config.tokenizer))
+    folder = tokenizers.find(Path(config.tokenizer))
+    tokenizers.require_decoder(folder)
+    return folder
 
 
 def _wish(config: Config) -> Wish:

@@ -21,6 +21,9 @@ from worldsim.encoders._vision import Features, VisionEncoder
 FAMILIES = {"dinov2": "dinov2", "vjepa2": "vjepa2", "siglip": "siglip", "siglip_vision_model": "siglip"}
 """``model_type`` of a config -> who reads it; any other is read by ``hf-vision``."""
 
+UNKNOWN = "unknown"
+"""Revision of a repository that does not tell its commit."""
+
 
 class HFEncoder(VisionEncoder):
     """A vision transformer of transformers: patches are the last tokens, what stands before them is a class token (and
@@ -119,7 +122,7 @@ def load(text: str, revision: str | None = None) -> VisionEncoder:
     """
     import transformers
 
-    commit = revision if revision and not Path(text).is_dir() else None
+    commit = revision if revision not in (None, UNKNOWN) and not Path(text).is_dir() else None
     try:
         config = transformers.AutoConfig.from_pretrained(text, **({"revision": commit} if commit else {}))
     except (OSError, ValueError) as error:
@@ -132,7 +135,7 @@ def _revision(text: str, module: Any) -> str:
     """A repository's commit, or what a folder holds."""
     if Path(text).is_dir():
         return folder_digest(Path(text))
-    return str(getattr(module.config, "_commit_hash", None) or "unknown")
+    return str(getattr(module.config, "_commit_hash", None) or UNKNOWN)
 
 
 def _first_line(error: Exception) -> str:

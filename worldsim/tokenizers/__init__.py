@@ -10,6 +10,9 @@ The common face, torch in and out on the module's device (see ``_face.Tokenizer`
 - ``reconstruct(uint8 [B, T, H, W, 3])``: the floor, encode and decode against the first frame
 - ``card()``, ``save(folder)``, ``load(folder, device)``, ``tiny()``
 
+World tokens (``kmeans``) are told but not decoded: ``encode``, ``card``, ``save``, ``load`` and ``tiny`` alone, besides ``embed``,
+``assign`` and a picture of each code. Policies read them; a world model cannot speak them.
+
 Ids are 0 … codes - 1 everywhere, context ids too: offsets are the business of a sequence layout.
 """
 
@@ -65,3 +68,16 @@ def find(run: Path) -> Path:
             return folder
     known = ", ".join(registry.names("tokenizers"))
     raise UserError(f"{run} holds no trained tokenizer ({known})", "worldsim train --config fsq_compressive DATA")
+
+
+def require_decoder(folder: Path) -> None:
+    """
+    Raises:
+        UserError: the tokenizer in ``folder`` (of :func:`find`) tells frames but cannot draw them: world tokens.
+    """
+    name = str(read_json(folder / CARD_FILE)["tokenizer"]) if (folder / CARD_FILE).exists() else None
+    if name is not None and not hasattr(registry.get("tokenizers", name), "pixels"):
+        raise UserError(
+            f"{folder} holds {name} world tokens, which no decoder can draw: a world model needs another tokenizer",
+            "worldsim train --config fsq_frame DATA",
+        )

@@ -147,9 +147,9 @@ class KMeans(nn.Module):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Self:
-        """8 codes around the embeddings of 8 pictures of noise."""
+        """8 codes around the embeddings of 8 pictures of noise by ``random-conv``, which is small as it is."""
         noise = np.random.default_rng(seed).integers(0, 256, (8, 16, 16, 3), np.uint8)
-        embedder = Embedder(RandomConv.tiny())
+        embedder = Embedder(RandomConv())
         return cls(embedder, embedder(noise)[:, 0].float(), noise).eval().requires_grad_(False)
 
 
