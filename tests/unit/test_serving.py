@@ -189,9 +189,7 @@ def test_a_policy_that_keeps_one_episode_serves_one_client_at_a_time():
     with served.serve(_Unforkable()) as server:
         first = connect(f"ws://{server.address}", proxy=None)
         assert isinstance(first.recv(), bytes)
-        with pytest.raises(RuntimeError, match="one episode at a time"):
-            second = connect(f"ws://{server.address}", proxy=None)
-            raise RuntimeError(second.recv())
+        assert "one episode at a time" in connect(f"ws://{server.address}", proxy=None).recv()
         assert request(server, body=plain(0))[0] == 503
         first.close()
         deadline = time.monotonic() + 5
@@ -224,8 +222,8 @@ def test_answers_under_way_are_given_when_the_server_is_told_to_stop():
         server.stop()
         slow.join(10)
         assert answers == [200]
-        with pytest.raises(OSError):
-            request(server, "/healthz")
+        with pytest.raises(ConnectionError):
+            connect(f"ws://{server.address}", proxy=None)
 
 
 def test_a_taken_port_is_said():

@@ -31,6 +31,7 @@ def create_app(service: Service, door: Door) -> FastAPI:
     app = FastAPI(title="worldsim", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(Refusal, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _unknown)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _defect)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -161,6 +162,11 @@ async def _unknown(request: Request, error: HTTPException) -> Response:
     known = "POST /act, GET /health, GET /healthz, GET /metadata, websocket /"
     sentence = f"{request.method} {request.url.path[:80]}: {error.detail}; there are {known}"
     return _json({"error": sentence}, error.status_code, error.headers)
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """A defect of this program; the log has the traceback."""
+    return _json({"error": f"unexpected {type(error).__name__}; the server's log has the traceback"}, 500)
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

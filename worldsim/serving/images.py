@@ -54,7 +54,9 @@ def decode(data: bytes, key: str, limits: Limits) -> np.ndarray:
             if width * height > limits.pixels:
                 raise Refusal(413, f"{key} has {height}x{width} pixels; at most {limits.pixels} are accepted")
             return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise Refusal(413, f"{key}: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise Refusal(400, f"{key} is no PNG or JPEG picture ({str(error)[:120]})") from None
 
 
@@ -74,10 +76,11 @@ def _read(text: str, key: str, allowed: Path | None, limits: Limits) -> bytes:
         raise Refusal(404, f"{key}: there is no such file in the allowed folder") from None
     except OSError:  # a link (ELOOP), a folder without permission, a name that is too long
         raise outside from None
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(handle)
+        raise outside
     with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
-            raise outside
         if facts.st_size > limits.body:
             raise Refusal(413, f"{key}: the file has {facts.st_size} bytes; at most {limits.body} are accepted")
         return file.read(limits.body)
