@@ -48,3 +48,29 @@ def add(app: typer.Typer) -> None:
             "dream.world": world,
             "truth": truth,
         }
+
+    @command(group, "offline", job="eval-offline")
+    def offline(
+        data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
+        model: Annotated[list[str] | None, typer.Option(metavar="RUN", help="A trained arm (repeat).")] = None,
+        all_arms: Annotated[bool | None, typer.Option("--all-arms", help="Every arm and seed left in --runs.")] = None,
+        seeds: Annotated[
+            int | None, typer.Option(metavar="N", help="With --all-arms: seeds that every arm must have.")
+        ] = None,
+        runs: Annotated[
+            str | None, typer.Option(metavar="DIR", help="What train --config world_modality_all left.")
+        ] = None,
+        episodes: Annotated[str | None, typer.Option(metavar="SPEC", help="held-out, 0:16 or ids a,b.")] = None,
+    ) -> dict[str, Any]:
+        """Compare world-modality policies on held-out episodes: action error, world tokens, a report. Trains nothing."""
+        given = {"data": data, "model": model or None, "seeds": seeds, "runs": runs, "episodes": episodes}
+        return {**given, "all_arms": all_arms}
+
+    @command(group, "intervene", job="eval-intervene")
+    def intervene(
+        data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
+        model: Annotated[list[str] | None, typer.Option(metavar="RUN", help="A trained arm (repeat).")] = None,
+        episodes: Annotated[str | None, typer.Option(metavar="SPEC", help="held-out, 0:16 or ids a,b.")] = None,
+    ) -> dict[str, Any]:
+        """Put wrong world tokens into a policy: does its action error grow? Ratios with intervals, and what they mean."""
+        return {"data": data, "model": model or None, "episodes": episodes}

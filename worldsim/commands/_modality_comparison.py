@@ -55,12 +55,19 @@ class About:
 
 
 def assemble(
-    arms: Table, truth: Truth, about: About, seed: int = 0, resamples: int = 2000, less: Mapping[float, Table] | None = None
+    arms: Table,
+    truth: Truth,
+    about: About,
+    seed: int = 0,
+    resamples: int = 2000,
+    less: Mapping[float, Table] | None = None,
+    *,
+    share: float = 1.0,
 ) -> dict[str, Any]:
     """The comparison as JSON-able values.
 
     Args:
-        arms: runs on the largest share of training data. less: share -> runs on smaller shares.
+        arms: runs on the largest ``share`` of training data there is. less: smaller share -> runs on it.
         seed: of the draws of episodes.
     """
     draws = Draws.of(len(truth.windows), seed, resamples)
@@ -75,14 +82,14 @@ def assemble(
         "arms": summaries,
         "baselines": baseline_summary(truth, draws),
         "differences": [difference_json(d, summaries[d.base]["action_mse"]["mean"]) for d in found],
-        "efficiency": _efficiency(arms, less or {}, truth, draws),
+        "efficiency": _efficiency({**(less or {}), share: arms}, truth, draws) if less else [],
     }
 
 
-def _efficiency(arms: Table, less: Mapping[float, Table], truth: Truth, draws: Draws) -> list[dict[str, Any]]:
-    """One row per arm and share of the training episodes; empty where there is one share only."""
+def _efficiency(by_share: Mapping[float, Table], truth: Truth, draws: Draws) -> list[dict[str, Any]]:
+    """One row per arm and share of the training episodes."""
     rows = []
-    for fraction, table in sorted({**less, 1.0: arms}.items()) if less else []:
+    for fraction, table in sorted(by_share.items()):
         for arm, runs in table.items():
             error = mean_over_seeds([run.error.mean(axis=(1, 2)) for run in runs.values()])
             mse = draws.pooled(error, truth.windows).to_json()

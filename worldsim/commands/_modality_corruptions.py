@@ -15,9 +15,11 @@ from worldsim.core.errors import UserError, did_you_mean
 
 BLOCK, ZERO, ORACLE = "block", "zero", "oracle"
 """Not a replacement of tokens: attention to them is masked; their embeddings are zeroed; true futures are handed in."""
+FUTURES = ("zero_future", "random_future", "shuffle_future", ORACLE)
+"""Of arms whose actions attend to a future, predicted (C_pred) or true (C_oracle)."""
 REPLACING = ("random", "stale", "other_episode", "nearest_wrong", "shuffle")
 GRADED = "graded"
-KNOWN = (*REPLACING, GRADED, BLOCK, ZERO, ORACLE)
+KNOWN = (*REPLACING, GRADED, BLOCK, ZERO, *FUTURES)
 ABOUT = {
     "random": "i.i.d. uniform ids",
     "stale": "the tokens of some frames earlier",
@@ -27,6 +29,9 @@ ABOUT = {
     GRADED: "the centroid at a given rank of distance: 0 the nearest other one, 1 the farthest",
     BLOCK: "attention to the world input is masked",
     ZERO: "the embedding of the world input is zeroed",
+    "zero_future": "the future that the actions attend to is zeroed",
+    "random_future": "i.i.d. uniform ids as the future",
+    "shuffle_future": "the true future tokens of another window",
     ORACLE: "the true future tokens instead of the predicted ones",
 }
 
@@ -82,6 +87,17 @@ def corrupted(name: str, windows: Windows, centroids: np.ndarray, seed: int = 0,
         case "graded":
             return ranked(centroids, float(name.partition(":")[2]))[true]
     raise UserError(f"there is no corruption '{name}'{did_you_mean(name, KNOWN)}")
+
+
+def futures(name: str, windows: Windows, future: int, codes: int, seed: int = 0) -> np.ndarray:
+    """Tokens to take for the next K frames, int64 ``[W, K, P]``: the true ones (``oracle``), those of another window
+    (``shuffle_future``) or random ones."""
+    ahead = windows.start[:, None] + np.arange(1, future + 1)
+    true = np.stack([np.asarray(windows.tokens[e])[rows] for e, rows in zip(windows.episode, ahead)]).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    if name == "shuffle_future":
+        return true[rng.permutation(len(true))]
+    return rng.integers(0, codes, true.shape) if name == "random_future" else true
 
 
 def _other_episode(windows: Windows, rng: np.random.Generator) -> np.ndarray:

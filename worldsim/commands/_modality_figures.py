@@ -74,10 +74,7 @@ def mean_series(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 def error_by_step(folder: Path, c: Json) -> list[dict[str, str]]:
     """How the error grows over the chunk, with bands over episodes."""
     x, colours = np.arange(c["horizon"], dtype=float), colour_of(c["arms"])
-    curves = [
-        Curve(arm, x, *(_floats(s["by_step"][key]) for key in ("mean", "low", "high")), colour=colours[arm])
-        for arm, s in c["arms"].items()
-    ]
+    curves = [_banded(arm, x, s["by_step"], colours[arm]) for arm, s in c["arms"].items()]
     plot(folder / "error_by_step.png", curves, "Held-out action MSE (normalised) by step of the chunk", "step of the chunk")
     return [{"path": "error_by_step.png", "caption": "Action error by step of the chunk; bands are 95 % over episodes."}]
 
@@ -91,8 +88,8 @@ def graded(folder: Path, c: Json) -> list[dict[str, str]]:
         ]
         found.sort(key=lambda one: one["distance"])
         if len(found) > 1:
-            bounds = [_floats([one["ratio"][key] for one in found]) for key in ("mean", "low", "high")]
-            curves.append(Curve(arm, _floats([one["distance"] for one in found]), *bounds, colour=colours[arm]))
+            bounds = {key: [one["ratio"][key] for one in found] for key in ("mean", "low", "high")}
+            curves.append(_banded(arm, _floats([one["distance"] for one in found]), bounds, colours[arm]))
     if not curves:
         return []
     title = "Corrupted / clean action MSE by distance of the wrong centroid"
@@ -123,11 +120,17 @@ def data_efficiency(folder: Path, c: Json) -> list[dict[str, str]]:
     curves = []
     for arm, colour in colours.items():
         rows = sorted((row for row in c["efficiency"] if row["arm"] == arm), key=lambda row: row["fraction"])
-        bounds = [_floats([row["action_mse"][key] for row in rows]) for key in ("mean", "low", "high")]
-        curves.append(Curve(arm, _floats([row["fraction"] for row in rows]), *bounds, colour=colour))
+        bounds = {key: [row["action_mse"][key] for row in rows] for key in ("mean", "low", "high")}
+        curves.append(_banded(arm, _floats([row["fraction"] for row in rows]), bounds, colour))
     title = "Held-out action MSE (normalised) by share of the training episodes"
     plot(folder / "efficiency.png", curves, title, "share of the training episodes", log=True)
     return [{"path": "efficiency.png", "caption": "Data efficiency; bands are 95 % over episodes."}]
+
+
+def _banded(label: str, x: np.ndarray, bounds: Json, colour: int) -> Curve:
+    """A curve with its interval, from lists ``mean``, ``low``, ``high``."""
+    mean, low, high = (_floats(bounds[key]) for key in ("mean", "low", "high"))
+    return Curve(label, x, mean, low, high, colour=colour)
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What world tokens look like: the codebook's nearest frames, and predicted tokens beside the frames that really came."""
+"""Predicted world tokens as pictures, beside the frames that really came."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from PIL import Image
 
 from worldsim.core.files import replacing
 from worldsim.report.strip import strip
-from worldsim.report.video import BACKGROUND, GAP, enlarged, label_bar, side_by_side, write_mp4, write_png
+from worldsim.report.video import BACKGROUND, GAP, side_by_side, write_mp4, write_png
 
-SHOWN = 24
-"""Codes of the contact sheet, the most frequent ones first."""
-COLUMNS, CELL, BAR = 8, 96, 18
 MOMENTS = 3
 """Moments of an episode in the strip."""
 LEAST = 112
@@ -24,29 +21,6 @@ def fitted(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
     rows = (np.arange(height) * pictures.shape[1] / height).astype(int)
     columns = (np.arange(width) * pictures.shape[2] / width).astype(int)
     return pictures[:, rows[:, None], columns[None]]
-
-
-def codebook_sheet(path: Path, pictures: np.ndarray, counts: np.ndarray) -> int:
-    """The training frames nearest to the most frequent centroids, with code and share; returns how many are shown.
-
-    Args:
-        pictures: uint8 ``[N, h, w, 3]``. counts: ``[N]``, how often each code occurs in what the report is about.
-    """
-    order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code] > 0][:SHOWN]
-    cells = []
-    for code in order:
-        picture = enlarged(pictures[code], CELL)[:, :]
-        bar = label_bar(f"{code}: {counts[code] / counts.sum():.1%}", picture.shape[1], BAR)
-        cells.append(np.concatenate([bar, picture], axis=0))
-    height, width = cells[0].shape[:2]
-    columns = min(COLUMNS, len(cells))
-    rows = -(-len(cells) // columns)
-    sheet = np.full((rows * (height + GAP), columns * (width + GAP), 3), BACKGROUND, np.uint8)
-    for k, cell in enumerate(cells):
-        y, x = k // columns * (height + GAP), k % columns * (width + GAP)
-        sheet[y : y + height, x : x + width] = cell
-    write_png(path, sheet)
-    return len(order)
 
 
 def imagination_strip(path: Path, frames: np.ndarray, starts: np.ndarray, predicted: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from worldsim.commands._modality_corruptions import about
 from worldsim.report.document import Grid, Value
 
 Json = Mapping[str, Any]
+Cell = str | Value | None
 NAMES = {
     "A": "A (BC)",
     "A_plus": "A_plus (as large as C)",
@@ -51,7 +52,7 @@ def errors(c: Json) -> Grid:
         "parameters",
         "ms per step",
     ]
-    rows = []
+    rows: list[list[Cell]] = []
     for arm, s in c["arms"].items():
         world = s["world"] or {}
         rows.append(
@@ -75,7 +76,7 @@ def errors(c: Json) -> Grid:
 def seeds(c: Json) -> Grid:
     """Each seed's own error."""
     every = sorted({seed for s in c["arms"].values() for seed in s["seeds"]})
-    rows = []
+    rows: list[list[Cell]] = []
     for arm, s in c["arms"].items():
         own = dict(zip(s["seeds"], s["action_mse_seeds"]))
         rows.append([label(arm), *(Value(own[seed]) if seed in own else None for seed in every)])
@@ -87,20 +88,24 @@ def seeds(c: Json) -> Grid:
 def joints(c: Json) -> Grid:
     """Root mean squared error per action entry in its own unit would hide the interval's pairing, so squared errors."""
     names = [f"{name} ({unit}²)" if unit not in ("1", "?") else name for name, unit in zip(c["action_names"], c["units"])]
-    rows = [[label(arm), *(entry(s["by_joint_physical"], k) for k in range(len(names)))] for arm, s in c["arms"].items()]
+    rows: list[list[Cell]] = [
+        [label(arm), *(entry(s["by_joint_physical"], k) for k in range(len(names)))] for arm, s in c["arms"].items()
+    ]
     return Grid("action_error_by_entry", ["arm", *names], rows, "Action MSE per action entry, physical units.")
 
 
 def steps(c: Json) -> Grid:
     """Error by step of the chunk (4.2)."""
-    rows = [[label(arm), *(entry(s["by_step"], k) for k in range(c["horizon"]))] for arm, s in c["arms"].items()]
+    rows: list[list[Cell]] = [
+        [label(arm), *(entry(s["by_step"], k) for k in range(c["horizon"]))] for arm, s in c["arms"].items()
+    ]
     head = ["arm", *(f"+{k}" for k in range(c["horizon"]))]
     return Grid("action_error_by_step", head, rows, "Action MSE (normalised) by step of the chunk; +0 acts now.")
 
 
 def pairs(c: Json) -> Grid:
     """Arms against each other."""
-    rows = [
+    rows: list[list[Cell]] = [
         [
             f"{d['arm']} − {d['base']}",
             value(d, "+.3g"),
@@ -121,7 +126,7 @@ def pairs(c: Json) -> Grid:
 def tokens(c: Json) -> Grid:
     """World tokens by horizon, beside what can be guessed without looking."""
     base, future = c["baselines"], c["future"]
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     for arm, s in c["arms"].items():
         if s["world"] is None:
             continue
@@ -150,7 +155,7 @@ def tokens(c: Json) -> Grid:
 
 def ratios(c: Json, arms: Sequence[str] | None = None) -> Grid:
     """Corrupted over clean, every corruption of every arm."""
-    rows = []
+    rows: list[list[Cell]] = []
     for arm in arms or c["arms"]:
         for name, found in c["arms"][arm]["interventions"].items():
             each = ", ".join(f"{ratio:.3g}" for ratio in found["ratio_seeds"])
@@ -166,7 +171,7 @@ def ratios(c: Json, arms: Sequence[str] | None = None) -> Grid:
 
 def ratios_by(c: Json, key: str, titles: Sequence[str], caption: str) -> Grid:
     """Corrupted over clean per action entry (``by_joint``) or per step of the chunk (``by_step``)."""
-    rows = [
+    rows: list[list[Cell]] = [
         [f"{arm}: {name}", *(entry(found[key], k, ".3f") for k in range(len(titles)))]
         for arm, s in c["arms"].items()
         for name, found in s["interventions"].items()
@@ -176,7 +181,7 @@ def ratios_by(c: Json, key: str, titles: Sequence[str], caption: str) -> Grid:
 
 def inside(c: Json) -> Grid:
     """How much the network looks at, and how steeply it depends on, its world tokens."""
-    rows = [
+    rows: list[list[Cell]] = [
         [label(arm), Value(s["attention"], form=".2%"), Value(s["gradient"], form=".3g")]
         for arm, s in c["arms"].items()
         if s["attention"] is not None or s["gradient"] is not None
@@ -193,7 +198,7 @@ def efficiency(c: Json) -> Grid:
     """Error by share of the training episodes."""
     shares = sorted({row["fraction"] for row in c["efficiency"]})
     by = {(row["arm"], row["fraction"]): row for row in c["efficiency"]}
-    rows = [
+    rows: list[list[Cell]] = [
         [label(arm), *(value(by[arm, share]["action_mse"]) if (arm, share) in by else None for share in shares)]
         for arm in dict.fromkeys(row["arm"] for row in c["efficiency"])
     ]
@@ -203,7 +208,7 @@ def efficiency(c: Json) -> Grid:
 
 def success(c: Json) -> Grid:
     """Closed loop (5.2)."""
-    rows = [
+    rows: list[list[Cell]] = [
         [label(row["arm"]), f"{row['successes']} / {row['trials']}", Value(row["rate"], row["low"], row["high"], ".1%")]
         for row in c["closed_loop"]["rows"]
     ]
@@ -217,5 +222,5 @@ def success(c: Json) -> Grid:
 
 def empty_success() -> Grid:
     """The same table where nothing was tried."""
-    rows: list[list[Any]] = [[label(arm), None, None] for arm in ("A", "B", "C")]
+    rows: list[list[Cell]] = [[label(arm), None, None] for arm in ("A", "B", "C")]
     return Grid("success", ["Model", "Success / Trials", "Success Rate"], rows, "No closed-loop trials were given.")

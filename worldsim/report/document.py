@@ -166,9 +166,7 @@ def _cell(cell: str | Value | None) -> str:
 
 def as_csv(grid: Grid) -> str:
     """All digits: a column with intervals becomes three, ``x``, ``x low`` and ``x high``; a missing number stays empty."""
-    ranged = [
-        any(isinstance(row[k], Value) and row[k].low is not None for row in grid.rows) for k in range(len(grid.columns))
-    ]  # type: ignore[union-attr]
+    ranged = [any(_has_interval(row[k]) for row in grid.rows) for k in range(len(grid.columns))]
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(
@@ -181,6 +179,10 @@ def as_csv(grid: Grid) -> str:
     for row in grid.rows:
         table.writerow([part for cell, r in zip(row, ranged) for part in _csv_cells(cell, r)])
     return out.getvalue()
+
+
+def _has_interval(cell: str | Value | None) -> bool:
+    return isinstance(cell, Value) and cell.low is not None
 
 
 def _csv_cells(cell: str | Value | None, ranged: bool) -> list[str]:
