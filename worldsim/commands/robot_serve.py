@@ -29,6 +29,7 @@ from worldsim.serving.limits import Limits
 from worldsim.serving.server import PolicyServer
 from worldsim.serving.service import Service
 
+LOCAL = "robot serve listens on this machine, so it cannot run with --remote"
 REPEATS = True
 """A service: the same command on the same folder serves again."""
 SERVER = "server.json"
