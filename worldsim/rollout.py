@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from worldsim.core.errors import UserError
-from worldsim.core.protocols import Environment, Policy
+from worldsim.core.protocols import Environment, Policy, SupportsObserve
 from worldsim.core.types import CameraInfo, DatasetCard, Episode, FrameStream
 
 
@@ -70,8 +70,9 @@ class Recorder:
 def rollout(env: Environment, policy: Policy, *, seed: int, steps: int, stop_on_success: bool = False) -> Recorder:
     """Act for ``steps`` steps, or until the environment truncates (or, if wanted, the task is solved).
 
-    A policy's chunk is carried out whole before it is asked again. Reaching the goal does not end the episode unless
-    ``stop_on_success``: for a world model what happens afterwards is as good a lesson.
+    A policy's chunk is carried out whole before it is asked again; one that looks back is shown the frames in between.
+    Reaching the goal does not end the episode unless ``stop_on_success``: for a world model what happens afterwards is as
+    good a lesson.
     """
     if steps < 1:
         raise UserError(f"an episode needs at least one step, not {steps}")
@@ -81,8 +82,11 @@ def rollout(env: Environment, policy: Policy, *, seed: int, steps: int, stop_on_
     recorder.see(observation, info)
     chunk: list[np.ndarray] = []
     for _ in range(steps):
+        shown = {**observation, "task": env.task_description}
         if not chunk:
-            chunk = list(policy.act({**observation, "task": env.task_description}))
+            chunk = list(policy.act(shown))
+        elif isinstance(policy, SupportsObserve) and policy.looks_back:
+            policy.observe(shown)
         action = chunk.pop(0)
         observation, _, _, truncated, info = env.step(action)
         recorder.sent(action)

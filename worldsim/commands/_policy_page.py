@@ -19,13 +19,19 @@ FILM, LAST, RATES = "films.mp4", "films.png", "rates.png"
 MAXIMUM = 8
 """Films beside each other, at most."""
 WORDS = (
-    ("success", "the environment's own is_success at any step of a trial; in a dream what the judge says of imagined frames"),
+    (
+        "success",
+        "the environment's own is_success at any step of a trial; in a dream what the judge says of imagined frames",
+    ),
     ("interval", "95 %, Wilson's score interval; trials are independent, seeds are the same for every policy"),
     (
         "paired difference",
         "first minus second over the same seeds, interval after Newcombe (1998, method 10); p: McNemar's exact test, two-sided",
     ),
-    ("ms per step", "time inside the policy divided by environment steps; a chunk that is carried out costs its steps nothing"),
+    (
+        "ms per step",
+        "time inside the policy divided by environment steps; a chunk that is carried out costs its steps nothing",
+    ),
 )
 
 
@@ -50,7 +56,11 @@ def publish(
     if config.clips:
         sections.append(Section("Films", _films(config, book, folder, fps)))
     about: list[Block] = [Facts(WORDS), *context.notes]
-    facts = [("environment", str(place)), ("steps at most", str(config.horizon)), ("trials per policy", str(config.episodes))]
+    facts = [
+        ("environment", str(place)),
+        ("steps at most", str(config.horizon)),
+        ("trials per policy", str(config.episodes)),
+    ]
     facts += [("seeds", f"{book.seeds[0]} … {book.seeds[-1]}"), ("worldsim", __version__)]
     sections += [Section("How this was counted", about), Section("Config", [Facts(facts), Code(to_yaml(config))])]
     subtitle = f"{config.episodes} trials per policy of at most {config.horizon} steps, the same seeds for all"
@@ -85,7 +95,14 @@ def _bar(row: dict[str, Any]) -> Bar:
 
 
 def _table(rows: list[dict[str, Any]]) -> Grid:
-    columns = ("policy", "success / trials", "rate", "mean steps to success", "policy ms per step", "environment ms per step")
+    columns = (
+        "policy",
+        "success / trials",
+        "rate",
+        "mean steps to success",
+        "policy ms per step",
+        "environment ms per step",
+    )
     cells = [
         (
             row["policy"],

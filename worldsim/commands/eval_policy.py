@@ -220,8 +220,8 @@ def _pairs(names: tuple[str, ...], trials: dict[str, list[Trial]]) -> list[dict[
     out = []
     for k, first in enumerate(names):
         for second in names[k + 1 :]:
-            answers = ([trial.success for trial in trials[name]] for name in (first, second))
-            out.append({"first": first, "second": second, **paired(*answers).to_json()})
+            mine, theirs = ([trial.success for trial in trials[name]] for name in (first, second))
+            out.append({"first": first, "second": second, **paired(mine, theirs).to_json()})
     return out
 
 

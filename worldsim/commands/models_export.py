@@ -1,7 +1,8 @@
-"""``worldsim models export``: a fine-tuned Wan as diffusers or ComfyUI read it; the conditioner goes along in its own file."""
+"""``worldsim models export``: a fine-tuned Wan for diffusers or ComfyUI, with its conditioner; a policy for LeRobot."""
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,15 @@ class Config:
     """What to export, and for whom.
 
     Attributes:
-        model: run folder of a fine-tuned Wan, a WorldEval checkpoint, or the name of a random twin.
-        to: ``diffusers`` (``load_lora_weights``) or ``comfyui`` (the original's names).
+        model: run folder of a fine-tuned Wan, a WorldEval checkpoint, or the name of a random twin; for ``lerobot`` the run
+            folder of a world-modality policy.
+        to: ``diffusers`` (``load_lora_weights``), ``comfyui`` (the original's names) or ``lerobot`` (``--policy.path``).
+        features: for ``lerobot``: the policy's camera -> LeRobot's name of it, such as ``observation.image``.
     """
 
     model: str | None = None
-    to: Literal["diffusers", "comfyui"] = "diffusers"
+    to: Literal["diffusers", "comfyui", "lerobot"] = "diffusers"
+    features: dict[str, str] = field(default_factory=dict)
 
 
 def default_out(config: Config) -> str:
@@ -36,6 +40,8 @@ def run(config: Config, context: RunContext) -> Result:
     Raises:
         UserError: no run was named, or it is no fine-tuned Wan.
     """
+    if config.to == "lerobot":
+        return _policy(config, context)
     from worldsim.world_models._wan_export import export, source
     from worldsim.world_models._wan_geometries import mismatch
 
@@ -58,6 +64,20 @@ def run(config: Config, context: RunContext) -> Result:
         },
         summary=f"{'LoRA' if card.net.rank else 'transformer'} and conditioner of {config.model} for {config.to}: "
         f"{', '.join(files)}",
+        next=["cat", context.out / "README.md"],
+    )
+
+
+def _policy(config: Config, context: RunContext) -> Result:
+    from worldsim.commands import _export_lerobot
+
+    run = _named(config)
+    context.reads("model", Path(run))
+    about = _export_lerobot.export(run, context.out, config.features)
+    size = sum(p.stat().st_size for name in about["files"] for p in _inside(context.out / name))
+    return Result(
+        metrics={**about, "bytes": size},
+        summary=f"arm {about['arm']} of {run} for LeRobot, which sees {', '.join(about['features'])}",
         next=["cat", context.out / "README.md"],
     )
 

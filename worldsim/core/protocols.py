@@ -162,6 +162,22 @@ class SupportsFork(Protocol):
 
 
 @runtime_checkable
+class SupportsObserve(Protocol):
+    """A policy that can be shown a frame on which it is not asked to act: one that is passed while a chunk is carried out.
+
+    Attributes:
+        looks_back: whether it reads frames before the last. Only then must :meth:`observe` be called with every frame that
+            :meth:`Policy.act` is not, so that it sees consecutive ones.
+    """
+
+    looks_back: bool
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """Remember one observation without acting."""
+        ...
+
+
+@runtime_checkable
 class LearnedPolicy(Policy, Protocol):
     """A policy that knows what it was trained on.
 

@@ -87,7 +87,8 @@ class Dream(gymnasium.Env):
         self.state_names = tuple(card.state_names or ())
         self._names = split_names(setting.spec.camera, card.camera_names)
         self.action_space = spaces.Box(setting.low, setting.high, dtype=np.float32)
-        self.task_description, self._dream = "", None
+        self.task_description = ""
+        self._dream: Unfolding | None = None
         self._begin(0)
         self.observation_space = self._space()
 
@@ -99,7 +100,9 @@ class Dream(gymnasium.Env):
 
     def _space(self) -> spaces.Dict:
         seen = self._observe()
-        views = {name: spaces.Box(0, 255, view.shape, np.uint8) for name, view in seen["pixels"].items()}
+        views: dict[str, spaces.Space] = {
+            name: spaces.Box(0, 255, view.shape, np.uint8) for name, view in seen["pixels"].items()
+        }
         out: dict[str, spaces.Space] = {
             "pixels": spaces.Dict(views),
             "agent_pos": spaces.Box(-np.inf, np.inf, seen["agent_pos"].shape, np.float32),
@@ -129,7 +132,9 @@ class Dream(gymnasium.Env):
             rng = np.random.default_rng([seed, 0xD4EA])
             spec = replace(spec, start=int(rng.integers(spec.first(), max(last, spec.first() + 1))))
         if spec.first() >= episode.num_frames:
-            raise BadEpisode(episode.id, f"{episode.source} has {episode.num_frames} frames, a dream begins at {spec.first()}")
+            raise BadEpisode(
+                episode.id, f"{episode.source} has {episode.num_frames} frames, a dream begins at {spec.first()}"
+            )
         scene = scenes.cut(episode, spec, 1, np.zeros((0, 1, self.action_spec.dim), np.float32), truth=False)
         if self.judge is not None:
             self._goal = scenes.cut(episode, replace(spec, start=episode.num_frames - 1), 1, scene.actions, truth=False)
@@ -147,7 +152,8 @@ class Dream(gymnasium.Env):
         dream, row = self.dream, np.asarray(action, np.float32)
         dream.rows.append(row)
         acting = dream.take(1)
-        frame = self.imagine(dream.scene, dream.frames[-self.setting.spec.history :], acting[0], dream.noise(self._turn), self._past)
+        context, noise = dream.frames[-self.setting.spec.history :], dream.noise(self._turn)
+        frame = self.imagine(dream.scene, context, acting[0], noise, self._past)
         dream.watch(frame[None], acting)
         if self._past is not None:
             self._past = np.concatenate([self._past, acting[None]])
@@ -170,4 +176,3 @@ class Dream(gymnasium.Env):
 
     def close(self) -> None:
         self.setting.source.close()
-

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, LINE, LABEL, RIGHT, TOP, BOTTOM = 760, 34, 250, 96, 14, 34
+WIDTH, LINE, LABEL, RIGHT, TOP, BOTTOM = 760, 34, 250, 96, 14, 50
 GROUND, INK, SOFT, RULE, ACCENT = (255, 255, 255), (29, 31, 36), (100, 104, 114), (225, 225, 221), (37, 99, 201)
 
 
