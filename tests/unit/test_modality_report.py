@@ -12,7 +12,7 @@ import pytest
 
 from worldsim.commands import _modality_report, _modality_tables
 from worldsim.commands._modality_comparison import About, assemble
-from worldsim.commands._modality_summary import Scores, Truth
+from worldsim.commands._modality_summary import Scores, Truth, flip_p
 from worldsim.core.files import read_json, write_json
 from worldsim.report.document import Grid, Value, render
 
@@ -178,7 +178,7 @@ def test_closed_loop_says_the_command_or_shows_the_trials(comparison: dict) -> N
 def test_one_seed_claims_no_difference() -> None:
     c = assemble({"A": {0: scores(1.0)}, "C": {0: scores(0.5, 1.0)}}, TRUTH, about())
     assert c["differences"][0]["outcome"] == "insufficient"
-    assert "Cannot be said: seeds 1 of at least 3" in " ".join(str(b) for b in _modality_report.discussion(c))
+    assert "Cannot be said: seeds 1 of at least 3" in str(_modality_report.discussion(c)[1])
     assert c["arms"]["C"]["interventions"]["random"]["reading"] == "unused"
 
 
@@ -186,3 +186,10 @@ def test_data_efficiency_compares_shares(comparison: dict) -> None:
     rows = {(row["arm"], row["fraction"]): row["action_mse"]["mean"] for row in comparison["efficiency"]}
     assert set(rows) == {("A", 0.25), ("C", 0.25), ("A", 1.0), ("B", 1.0), ("C", 1.0)}
     assert rows["A", 0.25] == pytest.approx(2 * rows["A", 1.0], rel=0.05)
+
+
+def test_sign_flip_test_is_two_sided_and_exact() -> None:
+    """Six episodes that all improve: 2 of the 64 sign patterns are as extreme."""
+    assert flip_p(np.arange(1.0, 7.0)) == pytest.approx(2 / 64)
+    assert flip_p(-np.arange(1.0, 7.0)) == pytest.approx(2 / 64)
+    assert flip_p(np.array([1.0, -1.0, 1.0, -1.0])) == 1.0

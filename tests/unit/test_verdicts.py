@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_reading(low: float, high: float, episodes: int, said: str) -> None:
 
 
 def difference(mean: float, low: float, high: float, seeds=(), episodes: int = 20, arm: str = "C") -> Difference:
-    return Difference(arm, "A", mean, low, high, tuple(seeds) or (mean, mean, mean), episodes)
+    return Difference(arm, "A", mean, low, high, tuple(seeds) or (mean, mean, mean), episodes, p=0.001)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,8 @@ def difference(mean: float, low: float, high: float, seeds=(), episodes: int = 2
         (difference(0.02, 0.01, 0.03), "higher"),
         (difference(-0.02, -0.04, 0.0), "no difference shown"),  # an end on 0 does not exclude it
         (difference(0.02, -0.01, 0.03), "no difference shown"),
+        (replace(difference(-0.02, -0.03, -0.01), p=0.049), "lower"),
+        (replace(difference(-0.02, -0.03, -0.01), p=0.05), "no difference shown"),  # chance explains it as well
         (difference(-0.02, -0.03, -0.01, seeds=(-0.05, -0.05, 0.04)), "seeds disagree"),
         (difference(-0.02, -0.03, -0.01, seeds=(-0.02, -0.02)), "insufficient"),
         (difference(-0.02, -0.03, -0.01, episodes=4), "insufficient"),
@@ -62,6 +65,8 @@ def test_one_sentence_whatever_the_evidence() -> None:
     assert harmed.startswith("World tokens raised held-out action error (C against A)")
     assert "the world input of C is not used" in harmed
     nothing = conclusion([difference(0.0, -0.01, 0.01)], [])
+    assert nothing.startswith("C against A shows no difference")
+    nothing = conclusion([difference(0.0, -0.01, 0.01)], [UNUSED])
     assert nothing.startswith("No change of held-out action error by world tokens is supported")
     for sentence in (helped, harmed, nothing):
         assert sentence.endswith(".")
@@ -79,7 +84,7 @@ def test_too_few_seeds_or_episodes_claim_nothing() -> None:
     assert few.startswith("The evidence is insufficient to say whether world tokens change held-out action error")
     assert "1 of at least 3 seeds" in few
     assert "lower held-out action error than" not in few
-    assert "3 of at least 5 held-out episodes" in conclusion([difference(-0.1, -0.2, -0.1, episodes=3)], [])
+    assert "C against A cannot be judged (3 of at least 5" in conclusion([difference(-0.1, -0.2, -0.1, episodes=3)], [])
     assert "cannot be judged (2 of at least 5" in conclusion([], [Use("C", "random", 2, 1.9, 2.1, 2)])
 
 
@@ -92,8 +97,25 @@ def test_too_few_seeds_or_episodes_claim_nothing() -> None:
         (0.9, 1.4, "Whether the world input is used is undecided:"),
     ],
 )
-def test_interventions_alone(low: float, high: float, said: str) -> None:
-    assert conclusion([], [Use("C", "random", (low + high) / 2, low, high, 9)]).startswith(said)
+def test_interventions_on_several_arms(low: float, high: float, said: str) -> None:
+    """The strongest reading leads; each arm has its own half of the sentence."""
+    uses = [
+        Use("C", "random", (low + high) / 2, low, high, 9),
+        replace(UNUSED if low < 1.1 and high < 1.1 else USED, arm="C_hist"),
+    ]
+    if high == 1.4:
+        uses[1] = replace(uses[0], arm="C_hist")
+    found = conclusion([], uses)
+    assert found.startswith(said)
+    assert "the world input of C " in found
+    assert "the world input of C_hist " in found
+
+
+def test_one_finding_is_said_once() -> None:
+    assert (
+        conclusion([], [USED])
+        == "The world input of C is used (random tokens multiply its action error by 1.4 [1.3 … 1.5])."
+    )
 
 
 def test_nothing_compared_says_so() -> None:

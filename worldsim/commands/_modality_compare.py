@@ -136,6 +136,9 @@ def _measured(
 def _about(what: Bench, data: Path, source: EpisodeSource, options: Options) -> About:
     card = what.first.policy.card
     preferred = [run for run in what.runs if run.arm == "C"] or what.runs
+    runs: dict[str, list[str]] = {}
+    for run in what.runs:
+        runs.setdefault(run.arm, []).append(str(run.run))
     return About(
         data=str(data),
         episodes=what.episodes,
@@ -150,6 +153,7 @@ def _about(what: Bench, data: Path, source: EpisodeSource, options: Options) -> 
         delay=options.delay,
         example_run=str(preferred[0].run),
         notes=list(what.notes),
+        runs=runs,
     )
 
 
@@ -177,6 +181,7 @@ def _published(
         document = _modality_report.intervention_document(c)
     else:
         curves = {"curves": charts.training_curves(folder, paths), "by_step": charts.error_by_step(folder, c)}
+        curves["tokens"] = charts.token_accuracy(folder, c)
         c["figures"] = {**shown, **curves, "efficiency": charts.data_efficiency(folder, c) if c["efficiency"] else []}
         document = _modality_report.document(c)
     write_json(out / (INTERVENTION if options.alone else COMPARISON), c)

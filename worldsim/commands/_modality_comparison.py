@@ -34,7 +34,7 @@ class About:
         setup, training, codebook: (word, value) pairs of the report's sections 1, 2 and 6.1.
         delay: frames by which ``stale`` tokens are late. example_run: a run for commands to type.
         closed_loop: see ``_modality_success.read``; None where nothing was tried. notes: remarks, sentences.
-        figures: section -> list of ``{"path", "caption"}`` relative to the report's folder.
+        figures: section -> list of ``{"path", "caption"}`` relative to the report's folder. runs: arm -> its run folders.
     """
 
     data: str
@@ -52,6 +52,7 @@ class About:
     closed_loop: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     figures: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    runs: dict[str, list[str]] = field(default_factory=dict)
 
 
 def assemble(

@@ -60,6 +60,8 @@ def training(run: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = dict(_leaves(yaml.safe_load(path.read_text(encoding="utf8")) or {}))
+    if found.get("epochs"):
+        found.pop("steps", None)  # a bound that epochs stay below
     return {key: found[key] for key in TOLD if found.get(key) is not None}
 
 

@@ -26,6 +26,9 @@ CURVES = (
 """File, title, keys of ``metrics.jsonl``, logarithmic. # source: charbelsan/world-modality-vla, its wandb keys"""
 
 
+BANDS = ("A", "C")
+
+
 def colour_of(arms: Iterable[str]) -> dict[str, int]:
     """Each arm keeps its colour in all charts."""
     known = ["A", "C", "B", "C_hist", "C_pred", "C_no_input", "C_oracle", "A_plus"]
@@ -72,11 +75,32 @@ def mean_series(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 
 
 def error_by_step(folder: Path, c: Json) -> list[dict[str, str]]:
-    """How the error grows over the chunk, with bands over episodes."""
+    """How the error grows over the chunk; bands over episodes for A and C alone, or they would hide each other."""
     x, colours = np.arange(c["horizon"], dtype=float), colour_of(c["arms"])
-    curves = [_banded(arm, x, s["by_step"], colours[arm]) for arm, s in c["arms"].items()]
+    curves = [_banded(arm, x, s["by_step"], colours[arm], band=arm in BANDS) for arm, s in c["arms"].items()]
     plot(folder / "error_by_step.png", curves, "Held-out action MSE (normalised) by step of the chunk", "step of the chunk")
-    return [{"path": "error_by_step.png", "caption": "Action error by step of the chunk; bands are 95 % over episodes."}]
+    return [
+        {
+            "path": "error_by_step.png",
+            "caption": "Action error by step of the chunk; bands (A, C): 95 % over episodes, unpaired.",
+        }
+    ]
+
+
+def token_accuracy(folder: Path, c: Json) -> list[dict[str, str]]:
+    """Top-1 accuracy by frames ahead, beside what copying today's token gives."""
+    x, colours = np.arange(1, c["future"] + 1, dtype=float), colour_of(c["arms"])
+    told = {arm: s["world"] for arm, s in c["arms"].items() if s["world"] is not None}
+    if not told:
+        return []
+    curves = [_banded(arm, x, own["top1_by_step"], colours[arm], band=False) for arm, own in told.items()]
+    for name, key in (("copy", "copy_top1_by_step"), ("bigram", "bigram_top1_by_step")):
+        curves.append(
+            Curve(name, x, _floats(c["baselines"][key]["mean"]), dashed=True, colour=7 if name == "bigram" else 6)
+        )
+    plot(folder / "token_accuracy.png", curves, "World tokens: top-1 accuracy by frames ahead", "frames ahead")
+    caption = "Held-out token accuracy; dashed what copying today's token, and the likeliest successor, would get."
+    return [{"path": "token_accuracy.png", "caption": caption}]
 
 
 def graded(folder: Path, c: Json) -> list[dict[str, str]]:
@@ -127,10 +151,10 @@ def data_efficiency(folder: Path, c: Json) -> list[dict[str, str]]:
     return [{"path": "efficiency.png", "caption": "Data efficiency; bands are 95 % over episodes."}]
 
 
-def _banded(label: str, x: np.ndarray, bounds: Json, colour: int) -> Curve:
+def _banded(label: str, x: np.ndarray, bounds: Json, colour: int, band: bool = True) -> Curve:
     """A curve with its interval, from lists ``mean``, ``low``, ``high``."""
     mean, low, high = (_floats(bounds[key]) for key in ("mean", "low", "high"))
-    return Curve(label, x, mean, low, high, colour=colour)
+    return Curve(label, x, mean, low if band else None, high if band else None, colour=colour)
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worldsim.commands import _modality_tables as tables
-from worldsim.report.document import Block, Code, Document, Facts, Figure, Section
+from worldsim.commands._modality_summary import uses
+from worldsim.core.errors import as_typed
+from worldsim.report.document import Block, Code, Document, Facts, Figure, Items, Section
 
 Json = Mapping[str, Any]
 TITLE = "World tokens as a new modality"
@@ -33,10 +35,11 @@ PRESENT = (
     "only a discretised view of it; C_hist (past tokens) and C_pred (predicted futures) add what A lacks."
 )
 FUTURE_WORK = (
-    "Codebook sizes, loss weights and horizons: `worldsim train --config world_modality_all --set net.…` once per setting, "
-    "and this report for each.",
-    "Patch tokens (`tokenize-world --set pooling=grid2`), other encoders (`--vision-model`), the project's own tokenizers.",
-    "Data efficiency: the same arms with `--set data_fraction=0.1|0.25|0.5`, given to `eval offline` together.",
+    "Longer token sequences, loss weights and horizons: `train --config world_modality_all` with `--set lambda_world=0.05`, "
+    "`--set future=16`, …, and this report for each.",
+    "Codebook and encoder: `tokenize-world --tokenizer kmeans` with `--num-tokens 256`, `--set pooling=grid2` (patch tokens) or "
+    "another `--vision-model`, the project's own tokenizers among them.",
+    "Data efficiency: the same arms with `--set data_fraction=0.25`, given to `eval offline` together with these.",
     "Language-conditioned policies, and trials on a robot: `worldsim robot run --policy RUN --robot so100`.",
 )
 
@@ -58,7 +61,7 @@ def document(c: Json) -> Document:
         Section("6.1 Codebook & Tokens", [Facts(pairs(c["codebook"])), *_shown(c, "codebook")], 3),
         Section("6.2 Future Token Visualization", _visualised(c), 3),
         Section("7. Discussion", discussion(c)),
-        Section("8. Future Work", [f"- {line}" for line in FUTURE_WORK]),
+        Section("8. Future Work", [Items(FUTURE_WORK)]),
         Section("How the numbers were made", _method(c)),
     ]
     runs = sum(len(s["seeds"]) for s in c["arms"].values())
@@ -97,8 +100,9 @@ def _shown(c: Json, key: str) -> list[Block]:
 
 
 def _models(c: Json) -> list[Block]:
-    described: list[Block] = [f"- {ARMS.get(arm, arm)} {s['parameters']:,} parameters." for arm, s in c["arms"].items()]
-    return [*described, Facts(pairs(c["training"])), DEVIATIONS, PRESENT]
+    described = [f"{ARMS.get(arm, arm)} {s['parameters']:,} parameters." for arm, s in c["arms"].items()]
+    trained = ", ".join(f"{key} {value}" for key, value in c["training"].items())
+    return [Items(described), f"Trained with {trained}." if trained else "", DEVIATIONS, PRESENT]
 
 
 def _metrics(c: Json) -> list[Block]:
@@ -107,18 +111,18 @@ def _metrics(c: Json) -> list[Block]:
         out.append(tables.pairs(c))
     out += [tables.joints(c), tables.seeds(c)]
     if any(s["world"] for s in c["arms"].values()):
-        out.append(tables.tokens(c))
+        out += [tables.tokens(c), *_shown(c, "tokens"), tables.tokens_by_step(c)]
     return out
 
 
 def _open_loop(c: Json) -> list[Block]:
-    out: list[Block] = []
+    out: list[str] = []
     for arm, s in c["arms"].items():
         if arm in ("A", "C"):
             first, last = (s["by_step"]["mean"][k] for k in (0, -1))
             grows = f"{last / first:.2f} times the first" if first else "the first is 0"
             out.append(f"{arm}: {first:.4g} at the first step, {last:.4g} at step {c['horizon']} of the chunk ({grows}).")
-    return [*out, *_shown(c, "by_step"), tables.steps(c)]
+    return [Items(out), *_shown(c, "by_step"), tables.steps(c)]
 
 
 def _interventions(c: Json) -> list[Block]:
@@ -130,24 +134,24 @@ def _interventions(c: Json) -> list[Block]:
 
 
 def _use_words(c: Json) -> list[Block]:
-    from worldsim.commands._modality_summary import uses
-
-    return [f"- {text[:1].upper()}{text[1:]}." for text in (use.words for use in uses(c["arms"]))]
+    return [Items([f"{text[:1].upper()}{text[1:]}." for text in (use.words for use in uses(c["arms"]))])]
 
 
 def _closed_loop(c: Json) -> list[Section]:
     found = c["closed_loop"]
     if found is None:
-        command = f"worldsim eval policy --env metaworld:TASK --policy {c['example_run'] or 'RUN'}"
-        again = f"worldsim eval offline {c['data']} --all-arms --set success=runs/eval-policy/default"
-        how = "Nothing was tried in closed loop. Let the arms act, and hand the results to this report:"
+        acting = [run for arm in ("A", "B", "C") for run in c["runs"].get(arm, [])] or [c["example_run"] or "RUN"]
+        act = ["worldsim", "eval", "policy", "--env", "metaworld:TASK", *(w for run in acting for w in ("--policy", run))]
+        named = [word for runs in c["runs"].values() for run in runs for word in ("--model", run)]
+        again = ["worldsim", "eval", "offline", c["data"], *named, "--set", "success=runs/eval-policy/default"]
+        how = "Nothing was tried in closed loop. Let the arms act where the data came from, and hand the counts to this report:"
         return [
-            Section("5.1 Protocol", [how, Code(f"{command}\n{again}")], 3),
+            Section("5.1 Protocol", [how, Code(f"{as_typed(act)}\n{as_typed([*again, '--out', 'runs/with-success'])}")], 3),
             Section("5.2 Results", [tables.empty_success()], 3),
         ]
     return [
         Section("5.1 Protocol", [Facts(pairs(found["protocol"]))], 3),
-        Section("5.2 Results", [tables.success(c), *(f"- {line}" for line in found["comments"])], 3),
+        Section("5.2 Results", [tables.success(c), Items(found["comments"])], 3),
     ]
 
 
@@ -166,7 +170,7 @@ def _visualised(c: Json) -> list[Block]:
 def discussion(c: Json) -> list[Block]:
     """What the rule says, pair by pair; each question of the original report is answered by an outcome."""
     found = {(d["arm"], d["base"]): d for d in c["differences"]}
-    out: list[Block] = [c["conclusion"]]
+    out: list[str] = []
     for question, pair in (
         ("Did world tokens as a modality help (C against A)?", ("C", "A")),
         ("How much did the auxiliary loss alone help (B against A)?", ("B", "A")),
@@ -178,9 +182,8 @@ def discussion(c: Json) -> list[Block]:
     ):
         if pair in found:
             d = found[pair]
-            out.append(f"- {question} {answer(d)}")
-    out += [f"- {line}" for line in cautions(c)]
-    return out
+            out.append(f"{question} {answer(d)}")
+    return [c["conclusion"], Items([*out, *cautions(c)])]
 
 
 def answer(d: Json) -> str:
@@ -196,13 +199,17 @@ def answer(d: Json) -> str:
 
 def cautions(c: Json) -> Sequence[str]:
     """Failure modes and caveats that the numbers themselves show."""
-    out = []
+    out, worse = [], []
     for arm, s in c["arms"].items():
         skill = s["world"] and s["world"]["skill"]
         if skill and skill["high"] is not None and skill["high"] < 0:
-            out.append(f"{arm} predicts future tokens worse than copying today's token does (skill {skill['mean']:+.3f}).")
+            worse.append(f"{arm} ({skill['mean']:+.3f})")
+    if worse:
+        out.append(f"Future tokens are predicted worse than by copying today's; skill: {', '.join(worse)}.")
     if len(c["differences"]) > 1:
         out.append(f"{len(c['differences'])} pairs are compared at 95 % each, without a correction for their number.")
+    if any(d["episodes"] < 20 for d in c["differences"]):
+        out.append(f"{len(c['episodes'])} held-out episodes are few: intervals over so few are rough.")
     if c["closed_loop"] is None:
         out.append("Offline error is not success: nothing here has acted in closed loop.")
     return [*out, *c["notes"]]

@@ -46,13 +46,14 @@ def errors(c: Json) -> Grid:
         "arm",
         "seeds",
         "action MSE (normalised)",
-        "action MSE (physical units²)",
+        "action MSE (physical)",
         "top-1",
         "top-5",
         "parameters",
         "ms per step",
     ]
     rows: list[list[Cell]] = []
+    one_unit = len(set(c["units"])) == 1  # a mean over metres and degrees means nothing; by entry it does
     for arm, s in c["arms"].items():
         world = s["world"] or {}
         rows.append(
@@ -60,7 +61,7 @@ def errors(c: Json) -> Grid:
                 label(arm),
                 str(len(s["seeds"])),
                 value(s["action_mse"]),
-                value(s["action_mse_physical"]),
+                value(s["action_mse_physical"]) if one_unit else None,
                 value(world.get("top1"), ".1%"),
                 value(world.get("top5"), ".1%"),
                 f"{s['parameters']:,}",
@@ -68,7 +69,8 @@ def errors(c: Json) -> Grid:
             ]
         )
     text = (
-        "Mean over seeds, averaged per sample (window); [95 % interval over held-out episodes]. ms with the image encoder."
+        "Mean over seeds, averaged per sample (window); [95 % interval over held-out episodes]. Physical: where all entries have "
+        f"one unit ({' and '.join(dict.fromkeys(c['units']))}, squared). ms with the image encoder."
     )
     return Grid("action_error", head, rows, text)
 
@@ -86,7 +88,7 @@ def seeds(c: Json) -> Grid:
 
 
 def joints(c: Json) -> Grid:
-    """Root mean squared error per action entry in its own unit would hide the interval's pairing, so squared errors."""
+    """Squared errors per action entry, in its own unit."""
     names = [f"{name} ({unit}²)" if unit not in ("1", "?") else name for name, unit in zip(c["action_names"], c["units"])]
     rows: list[list[Cell]] = [
         [label(arm), *(entry(s["by_joint_physical"], k) for k in range(len(names)))] for arm, s in c["arms"].items()
@@ -100,7 +102,8 @@ def steps(c: Json) -> Grid:
         [label(arm), *(entry(s["by_step"], k) for k in range(c["horizon"]))] for arm, s in c["arms"].items()
     ]
     head = ["arm", *(f"+{k}" for k in range(c["horizon"]))]
-    return Grid("action_error_by_step", head, rows, "Action MSE (normalised) by step of the chunk; +0 acts now.")
+    text = "Action MSE (normalised) by step of the chunk; +0 acts now. Intervals are in the CSV."
+    return Grid("action_error_by_step", head, rows, text, ranges=False)
 
 
 def pairs(c: Json) -> Grid:
@@ -111,46 +114,64 @@ def pairs(c: Json) -> Grid:
             value(d, "+.3g"),
             Value(d["relative"], form="+.1%"),
             ", ".join("–" if seed is None else f"{seed:+.3g}" for seed in d["seeds"]),
+            Value(d["p"], form=".3g"),
             d["outcome"],
         ]
         for d in c["differences"]
     ]
     text = (
         "Paired difference of held-out action MSE (normalised), mean over seeds; below 0 the first arm is better. 'lower' or "
-        "'higher' is said only where the interval excludes 0 and every seed agrees in sign; intervals are not corrected for "
-        "the number of pairs."
+        "'higher' is said only where the interval excludes 0, every seed agrees in sign, and p < 0.05: an exact test, two-sided, "
+        "that flips the sign of each episode's difference. Not corrected for the number of pairs."
     )
-    return Grid("differences", ["pair", "difference", "of the base's error", "each seed", "outcome"], rows, text)
+    return Grid("differences", ["pair", "difference", "of the base's error", "each seed", "p", "outcome"], rows, text)
+
+
+TOKEN_COLUMNS = (
+    ("top-1", "top1", "copy_top1", ".1%"),
+    ("top-5", "top5", None, ".1%"),
+    ("top-1 where the token changes", "change_top1", None, ".1%"),
+    ("cross-entropy, bits", "bits", "copy_bits", ".3f"),
+    ("skill over copy", "skill", None, "+.3f"),
+)
 
 
 def tokens(c: Json) -> Grid:
-    """World tokens by horizon, beside what can be guessed without looking."""
+    """World tokens over all horizons, beside what can be guessed without looking."""
+    base = c["baselines"]
+    rows: list[list[Cell]] = [
+        [label(arm), *(value(s["world"][key], form) for _, key, _, form in TOKEN_COLUMNS)]
+        for arm, s in c["arms"].items()
+        if s["world"] is not None
+    ]
+    rows.append(["copy of today's token", *(value(base.get(key or ""), form) for _, _, key, form in TOKEN_COLUMNS)])
+    rows.append(["bigram", value(base["bigram_top1"], ".1%"), *[None] * (len(TOKEN_COLUMNS) - 1)])
+    text = (
+        "Skill = (bits of copy − bits of the model) / bits of copy; the copy baseline keeps today's token with the frequency seen "
+        "in training, else draws by token frequency. Baselines are fitted on training episodes. "
+        f"{base['change']['mean']:.1%} of the future tokens differ from today's."
+    )
+    return Grid("world_tokens", ["", *(title for title, *_ in TOKEN_COLUMNS)], rows, text)
+
+
+def tokens_by_step(c: Json) -> Grid:
+    """The same by frames ahead."""
     base, future = c["baselines"], c["future"]
-    rows: list[list[Cell]] = []
-    for arm, s in c["arms"].items():
-        if s["world"] is None:
-            continue
-        for title, key, form in (
-            ("top-1", "top1", ".1%"),
-            ("top-5", "top5", ".1%"),
-            ("cross-entropy, bits", "bits", ".3f"),
-            ("skill over copy", "skill", "+.3f"),
-            ("top-1 where the token changes", "change_top1", ".1%"),
-        ):
-            whole, by_step = s["world"][key], s["world"][f"{key}_by_step"]
-            rows.append([f"{arm}: {title}", value(whole, form), *(entry(by_step, k, form) for k in range(future))])
+    rows: list[list[Cell]] = [
+        [f"{arm}: {title}", *(entry(s["world"][f"{key}_by_step"], k, form) for k in range(future))]
+        for arm, s in c["arms"].items()
+        if s["world"] is not None
+        for title, key, _, form in TOKEN_COLUMNS
+    ]
     for title, key, form in (
         ("copy: top-1", "copy_top1", ".1%"),
-        ("bigram: top-1", "bigram_top1", ".1%"),
         ("copy: cross-entropy, bits", "copy_bits", ".3f"),
+        ("bigram: top-1", "bigram_top1", ".1%"),
         ("share of tokens that change", "change", ".1%"),
     ):
-        rows.append([title, value(base[key], form), *(entry(base[f"{key}_by_step"], k, form) for k in range(future))])
-    text = (
-        "By frames ahead. Skill = (bits of copy − bits of the model) / bits of copy; the copy baseline keeps today's token with "
-        "the frequency seen in training, else draws by token frequency. Baselines are fitted on training episodes."
-    )
-    return Grid("world_tokens", ["", "all", *(f"+{k}" for k in range(1, future + 1))], rows, text)
+        rows.append([title, *(entry(base[f"{key}_by_step"], k, form) for k in range(future))])
+    head = ["by frames ahead", *(f"+{k}" for k in range(1, future + 1))]
+    return Grid("world_tokens_by_step", head, rows, "Intervals are in the CSV.", ranges=False)
 
 
 def ratios(c: Json, arms: Sequence[str] | None = None) -> Grid:
@@ -176,7 +197,9 @@ def ratios_by(c: Json, key: str, titles: Sequence[str], caption: str) -> Grid:
         for arm, s in c["arms"].items()
         for name, found in s["interventions"].items()
     ]
-    return Grid(f"interventions_{key}", ["arm: intervention", *titles], rows, caption)
+    return Grid(
+        f"interventions_{key}", ["arm: intervention", *titles], rows, f"{caption} Intervals are in the CSV.", ranges=False
+    )
 
 
 def inside(c: Json) -> Grid:

@@ -55,12 +55,14 @@ class Grid:
 
     Attributes:
         columns: titles. rows: cells, as many as titles: texts, :class:`Value` or None (shown as a dash).
+        ranges: whether intervals are shown; the CSV has them anyway.
     """
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Value | None]]
     caption: str = ""
+    ranges: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,20 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A list with bullets."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Code:
     """Something to type, or a config."""
 
     text: str
 
 
-Block = str | Grid | Figure | Facts | Code
+Block = str | Grid | Figure | Facts | Items | Code
 """A paragraph is a plain text."""
 
 
@@ -149,19 +158,22 @@ def _markdown(block: Block) -> list[str]:
         case Grid():
             head = ["| " + " | ".join(map(_cell, block.columns)) + " |"]
             rule = ["|" + "|".join([" --- ", *[" ---: "] * (len(block.columns) - 1)]) + "|"]
-            rows = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in block.rows]
+            rows = ["| " + " | ".join(_cell(cell, block.ranges) for cell in row) + " |" for row in block.rows]
             return [*head, *rule, *rows, *(["", f"*{block.caption}*"] if block.caption else [])]
         case Figure():
             return [f"[{block.caption}]({block.path})" if block.film else f"![{block.caption}]({block.path})"]
         case Facts():
             return [f"- {word}: {value}" for word, value in block.pairs]
+        case Items():
+            return [f"- {text}" for text in block.texts]
         case Code():
             return ["```", block.text.rstrip(), "```"]
     return [block]
 
 
-def _cell(cell: str | Value | None) -> str:
-    return "–" if cell is None else str(cell).replace("|", "\\|")
+def _cell(cell: str | Value | None, ranges: bool = True) -> str:
+    text = cell.text if isinstance(cell, Value) and not ranges else str(cell)
+    return "–" if cell is None else text.replace("|", "\\|")
 
 
 def as_csv(grid: Grid) -> str:

@@ -17,6 +17,8 @@ SCALE = 2
 """Drawn at this many times the size that it is meant to be shown at."""
 WIDTH, HEIGHT = 620, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 16, 40, 46
+DASH = 5.0
+"""Pixels of a dash, and of the gap after it."""
 PAPER, INK, SOFT, RULE = (255, 255, 255), (29, 31, 36), (100, 104, 114), (228, 228, 224)
 COLOURS = (
     (37, 99, 201),
@@ -73,7 +75,7 @@ def drawn(curves: Sequence[Curve], title: str, x_label: str, y_label: str = "", 
         _line(draw, curve, axes)
     for k, curve in enumerate(curves):
         x, y = LEFT + (k % 4) * 136, axes.bottom + 42 + 18 * (k // 4)
-        draw.line(_scaled([(x, y), (x + 18, y)]), fill=_colour(curve), width=3 * SCALE)
+        _stroke(draw, (x, y), (x + 20, y), curve, 0.0)
         _text(draw, x + 24, y, curve.label, 11, SOFT, "lm")
     return np.asarray(image)
 
@@ -151,14 +153,37 @@ def _band(image: Image.Image, curve: Curve, axes: _Axes) -> None:
 
 def _line(draw: ImageDraw.ImageDraw, curve: Curve, axes: _Axes) -> None:
     points = [(axes.x(a), axes.y(b)) if np.isfinite(b) else None for a, b in zip(curve.x, curve.y)]
-    for k, (a, b) in enumerate(pairwise(points)):
-        if a and b and not (curve.dashed and k % 2):
-            draw.line(_scaled([a, b]), fill=_colour(curve), width=2 * SCALE)
-    if len(points) <= 24:
+    travelled = 0.0
+    for a, b in pairwise(points):
+        if a and b:
+            travelled = _stroke(draw, a, b, curve, travelled)
+    if len(points) <= 24 and not curve.dashed:
         for point in points:
             if point:
                 (x, y), r = _scaled([point])[0], 2.5 * SCALE
                 draw.ellipse((x - r, y - r, x + r, y + r), fill=_colour(curve))
+
+
+def _stroke(
+    draw: ImageDraw.ImageDraw, a: tuple[float, float], b: tuple[float, float], curve: Curve, travelled: float
+) -> float:
+    """A straight line, in dashes where the curve is dashed; ``travelled`` is how far the curve had come, returned anew."""
+    length = math.dist(a, b)
+    edges = [0.0, length]
+    if curve.dashed:
+        edges = sorted(
+            {0.0, length, *(k * DASH - travelled for k in range(1, int((travelled + length) / DASH) + 1))} - {-0.0}
+        )
+        edges = [edge for edge in edges if 0 <= edge <= length]
+    for start, end in pairwise(edges):
+        if curve.dashed and int((travelled + (start + end) / 2) / DASH) % 2:
+            continue
+        ends = (
+            [(a[0] + (b[0] - a[0]) * d / length, a[1] + (b[1] - a[1]) * d / length) for d in (start, end)] if length else []
+        )
+        if ends:
+            draw.line(_scaled(ends), fill=_colour(curve), width=2 * SCALE)
+    return travelled + length
 
 
 def _colour(curve: Curve) -> tuple[int, int, int]:

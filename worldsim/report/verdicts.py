@@ -12,6 +12,7 @@ from worldsim.report.statistics import LEAST_EPISODES
 USED_FROM = 1.1
 """Ratio corrupted / clean above which a token is used. # source: charbelsan/world-modality-vla, intervention test"""
 LEAST_SEEDS = 3
+LEAST_P = 0.05
 Reading = Literal["used", "weak", "unused", "undecided", "insufficient"]
 Outcome = Literal["lower", "higher", "no difference shown", "seeds disagree", "insufficient"]
 
@@ -45,6 +46,7 @@ class Difference:
         mean, low, high: of the mean over seeds, with its interval over episodes.
         seeds: the same difference of each seed alone.
         episodes: that it rests on.
+        p: two-sided, of the sign-flip test over episodes (``statistics.flip_test``): a bootstrap of few episodes is too sure.
     """
 
     arm: str
@@ -54,14 +56,15 @@ class Difference:
     high: float
     seeds: tuple[float, ...]
     episodes: int
+    p: float
 
     @property
     def outcome(self) -> Outcome:
-        """``lower`` and ``higher`` only where the interval excludes 0 and every seed has its sign."""
+        """``lower`` and ``higher`` only where the interval excludes 0, chance does not explain it, and every seed agrees."""
         bounds = (self.mean, self.low, self.high, *self.seeds)
         if self.episodes < LEAST_EPISODES or len(self.seeds) < LEAST_SEEDS or not all(map(math.isfinite, bounds)):
             return "insufficient"
-        if self.low <= 0 <= self.high:
+        if self.low <= 0 <= self.high or not self.p < LEAST_P:
             return "no difference shown"
         sign = 1 if self.low > 0 else -1
         if any(sign * value <= 0 for value in self.seeds):
@@ -135,6 +138,8 @@ def conclusion(differences: Sequence[Difference], uses: Sequence[Use]) -> str:
     if not differences and not uses:
         return "Nothing was compared, so nothing can be said about world tokens."
     parts = [d.words for d in differences] + [u.words for u in uses]
+    if len(parts) == 1:
+        return f"{_capital(parts[0])}."
     return f"{headline(differences, uses)}: {'; '.join(parts)}."
 
 
