@@ -40,6 +40,7 @@ NEEDS: dict[str, Need] = {
     "rlvr": Need("H100", 8 * HOUR, distributed=True, cpus=8.0, memory_gib=64.0),
     "infer": Need("H100", 4 * HOUR, memory_gib=64.0),
     "eval-video": Need("L40S", 2 * HOUR, memory_gib=32.0),
+    "eval-policy": Need("L40S", 4 * HOUR, cpus=8.0, memory_gib=32.0),
     "eval-offline": Need("L40S", 2 * HOUR, memory_gib=32.0),
     "eval-intervene": Need("L40S", 2 * HOUR, memory_gib=32.0),
 }
