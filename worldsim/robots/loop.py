@@ -130,7 +130,9 @@ class Loop:
             self._step(tick)
             self.report.steps += 1
             if tick + 1 != self.settings.steps:
-                self.lateness.loop(self.pace.wait(self.look))
+                elapsed = self.pace.wait(self.look)
+                if self._must_send():  # who only looks on does no harm by being late, which is counted
+                    self.lateness.loop(elapsed)
 
     def _count(self) -> Iterator[int]:
         tick = 0
