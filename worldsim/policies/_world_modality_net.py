@@ -157,12 +157,14 @@ class ModalityNet(nn.Module):
         for name, parameter in self.named_parameters():
             words = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             draw = torch.Generator().manual_seed(int.from_bytes(words[:7], "little"))
-            if name in ("world.weight",):
+            if name == "world.weight":
                 parameter.normal_(0.0, 0.02 if self.spec.tie_head else 1.0, generator=draw)
             elif name.endswith("_query") or name == "world_absent":
                 parameter.normal_(0.0, 0.02, generator=draw)
             elif parameter.ndim > 1 and not name.endswith("_position"):
                 nn.init.xavier_uniform_(parameter, generator=draw)
+            elif name.endswith(".bias"):
+                parameter.zero_()
 
     @property
     def reads_world(self) -> bool:

@@ -119,14 +119,22 @@ class WorldModality:
         twin.reset()
         return twin
 
-    @torch.no_grad()
     def observe(self, observation: Mapping[str, Any]) -> None:
-        """Remember one observation without acting."""
+        """Remember one observation without acting. A dream's holds all ``frames`` and ``states`` so far: they count instead of
+        what was remembered, for a policy that looks back."""
+        seen = [observation]
+        if self.looks_back and "frames" in observation:
+            self._seen, seen = [], _so_far(observation, self.card.net.context)
+        for one in seen:
+            self._seen = [*self._seen, self._look(one)][-self.card.net.context :]
+
+    @torch.no_grad()
+    def _look(self, observation: Mapping[str, Any]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Embedding float16 ``[1, P, d]``, token int64 ``[1, P]`` and normalised state of one observation."""
         if self.tokenizer is None:
             raise UserError("this policy has no tokenizer; load it through a command, or attach one")
         embedding = self.tokenizer.embed(self._picture(observation)[None]).cpu()
-        state = self._state(observation)
-        self._seen = [*self._seen, (embedding, self.tokenizer.assign(embedding), state)][-self.card.net.context :]
+        return embedding, self.tokenizer.assign(embedding), self._state(observation)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """The next ``execute`` actions, float32 ``[execute, A]``, physical units."""
@@ -175,3 +183,16 @@ class WorldModality:
         if state.shape != (scaling.dim,):
             raise UserError(f"the policy reads a state of {scaling.dim} numbers; the observation's is {state.shape}")
         return scaling.forward(state)
+
+
+def _so_far(observation: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The last ``count`` observations of a dream, from what it has shown so far."""
+    frames, states = observation["frames"], observation.get("states")
+    total = len(next(iter(frames.values())))
+    return [
+        {
+            "pixels": {name: views[at] for name, views in frames.items()},
+            **({} if states is None else {"agent_pos": states[at]}),
+        }
+        for at in range(max(0, total - count), total)
+    ]
