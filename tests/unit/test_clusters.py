@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from worldsim.report.clusters import Draws
+from worldsim.report.clusters import Draws, expanded_tail
 from worldsim.report.statistics import interval
 
 
@@ -18,12 +18,29 @@ def test_a_mean_counts_samples_not_episodes() -> None:
     assert (found.low, found.high, found.count) == (pytest.approx(1.0), pytest.approx(5.0), 2)
 
 
-def test_equal_episodes_give_the_plain_bootstrap() -> None:
+def test_many_equal_episodes_give_the_plain_bootstrap() -> None:
     """With one sample per episode it is the percentile bootstrap of the mean that ``report.statistics`` has."""
-    values = np.random.default_rng(3).normal(2.0, 1.0, 40)
-    ours, plain = Draws.of(40, 1, 8000).pooled(values, np.ones(40)), interval(values, 2, 8000)
+    values = np.random.default_rng(3).normal(2.0, 1.0, 400)
+    ours, plain = Draws.of(400, 1, 4000).pooled(values, np.ones(400)), interval(values, 2, 4000)
     assert ours.mean == pytest.approx(plain.mean)
-    assert [ours.low, ours.high] == pytest.approx([plain.low, plain.high], abs=0.02)
+    assert [ours.low, ours.high] == pytest.approx([plain.low, plain.high], abs=0.01)
+
+
+def test_few_episodes_widen_the_percentiles_as_student_asks() -> None:
+    """The tail at n is Phi(-sqrt(n / (n - 1)) t(0.975, n - 1)): t(0.975, 5) = 2.5706, so 0.24 % at six."""
+    assert expanded_tail(6) == pytest.approx(0.00243, abs=2e-5)
+    assert expanded_tail(100_000) == pytest.approx(0.025, abs=1e-5)
+    assert expanded_tail(1) == 0
+    assert [expanded_tail(n) for n in (2, 3, 5, 10, 50)] == sorted(expanded_tail(n) for n in (2, 3, 5, 10, 50))
+
+
+def test_interval_of_six_episodes_covers_the_truth() -> None:
+    """Plain percentiles of six would hold it in about 86 % of cases."""
+    rng, held = np.random.default_rng(11), 0
+    for trial in range(400):
+        found = Draws.of(6, trial, 400).pooled(rng.normal(0, 1, 6), np.ones(6))
+        held += bool(found.low <= 0 <= found.high)
+    assert held / 400 > 0.91
 
 
 def test_interval_covers_the_true_mean_at_its_level() -> None:

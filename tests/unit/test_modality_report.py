@@ -12,7 +12,7 @@ import pytest
 
 from worldsim.commands import _modality_report, _modality_tables
 from worldsim.commands._modality_comparison import About, assemble
-from worldsim.commands._modality_summary import Scores, Truth, flip_p
+from worldsim.commands._modality_summary import Scores, Truth
 from worldsim.core.files import read_json, write_json
 from worldsim.report.document import Grid, Value, render
 
@@ -186,10 +186,3 @@ def test_data_efficiency_compares_shares(comparison: dict) -> None:
     rows = {(row["arm"], row["fraction"]): row["action_mse"]["mean"] for row in comparison["efficiency"]}
     assert set(rows) == {("A", 0.25), ("C", 0.25), ("A", 1.0), ("B", 1.0), ("C", 1.0)}
     assert rows["A", 0.25] == pytest.approx(2 * rows["A", 1.0], rel=0.05)
-
-
-def test_sign_flip_test_is_two_sided_and_exact() -> None:
-    """Six episodes that all improve: 2 of the 64 sign patterns are as extreme."""
-    assert flip_p(np.arange(1.0, 7.0)) == pytest.approx(2 / 64)
-    assert flip_p(-np.arange(1.0, 7.0)) == pytest.approx(2 / 64)
-    assert flip_p(np.array([1.0, -1.0, 1.0, -1.0])) == 1.0

@@ -218,7 +218,8 @@ def cautions(c: Json) -> Sequence[str]:
 def _method(c: Json) -> list[Block]:
     facts = {
         "samples": "every window that lies inside one held-out episode, once; episodes count by their windows",
-        "intervals": f"95 % percentile bootstrap, {c['resamples']} draws of episodes, the same draws for all arms (paired)",
+        "intervals": f"95 % bootstrap, {c['resamples']} draws of episodes, the same for all arms (paired); percentiles widened by "
+        "Student's t for the number of episodes",
         "seeds": "an arm's error is the mean of its seeds' errors on the same windows; intervals are over episodes, not seeds",
         "normalised": "by the training episodes' action statistics; the same scale for all arms",
         "numbers": "all from comparison.json or intervention.json beside this folder; tables/*.csv hold all digits",

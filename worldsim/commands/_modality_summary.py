@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from worldsim.report.clusters import Draws, Spread, plain
-from worldsim.report.statistics import flip_test
 from worldsim.report.verdicts import Difference, Use, conclusion
 
 PAIRS = (
@@ -182,14 +181,8 @@ def differences(arms: Mapping[str, Mapping[int, Scores]], truth: Truth, draws: D
         found = draws.difference(mean_over_seeds(ours), mean_over_seeds(theirs), truth.windows)
         each = [_pooled(a - b, truth.windows) for a, b in zip(ours, theirs)]
         seeds = tuple(float("nan") if value is None else value for value in each)
-        p = flip_p(mean_over_seeds(ours) - mean_over_seeds(theirs))
-        out.append(Difference(arm, base, *_bounds(found), seeds, found.count, p))
+        out.append(Difference(arm, base, *_bounds(found), seeds, found.count))
     return out
-
-
-def flip_p(gaps: np.ndarray) -> float:
-    """Two-sided: how likely so large a sum of the episodes' gaps ``[E]`` is if each sign were drawn by a coin."""
-    return min(1.0, 2 * min(flip_test(gaps), flip_test(-gaps)))
 
 
 def uses(arms: Mapping[str, dict[str, Any]]) -> list[Use]:
@@ -211,7 +204,6 @@ def difference_json(found: Difference, base_mse: float | None) -> dict[str, Any]
     values = {key: plain(getattr(found, key)) for key in ("mean", "low", "high")}
     relative = found.mean / base_mse if base_mse else None
     more = {"relative": plain(relative if relative is not None else np.nan), "seeds": plain(found.seeds)}
-    more["p"] = found.p
     return {"arm": found.arm, "base": found.base, **values, **more, "episodes": found.episodes, "outcome": found.outcome}
 
 

@@ -114,17 +114,15 @@ def pairs(c: Json) -> Grid:
             value(d, "+.3g"),
             Value(d["relative"], form="+.1%"),
             ", ".join("–" if seed is None else f"{seed:+.3g}" for seed in d["seeds"]),
-            Value(d["p"], form=".3g"),
             d["outcome"],
         ]
         for d in c["differences"]
     ]
     text = (
         "Paired difference of held-out action MSE (normalised), mean over seeds; below 0 the first arm is better. 'lower' or "
-        "'higher' is said only where the interval excludes 0, every seed agrees in sign, and p < 0.05: an exact test, two-sided, "
-        "that flips the sign of each episode's difference. Not corrected for the number of pairs."
+        "'higher' is said only where the interval excludes 0 and every seed agrees in sign. Not corrected for the number of pairs."
     )
-    return Grid("differences", ["pair", "difference", "of the base's error", "each seed", "p", "outcome"], rows, text)
+    return Grid("differences", ["pair", "difference", "of the base's error", "each seed", "outcome"], rows, text)
 
 
 TOKEN_COLUMNS = (

@@ -2,14 +2,18 @@
 
 Samples of one episode are not independent, episodes are; so whole episodes are drawn, each with its sum and its number of
 samples, and an average, a ratio or a difference is computed anew from every draw. What is compared is drawn together (paired).
-# source: Cameron, Gelbach & Miller 2008, Bootstrap-based improvements for inference with clustered errors (pairs bootstrap)
+Percentiles of a bootstrap are too sure when there are few episodes; they are taken as far out as Student's t asks for.
+# source: Cameron, Gelbach & Miller 2008, Bootstrap-based improvements for inference with clustered errors (pairs bootstrap);
+# Hesterberg 2015, What teachers should know about the bootstrap, American Statistician 69:371 (expanded percentiles)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from worldsim.report.statistics import LEAST_EPISODES, LEVEL
 
@@ -86,15 +90,22 @@ class Draws:
 
     def _spread(self, value: np.ndarray, drawn: np.ndarray, weight: np.ndarray) -> Spread:
         """Percentile interval; draws in which nothing was counted are left out."""
-        tail = 100 * (1 - LEVEL) / 2
         count = int((weight.sum(axis=tuple(range(1, weight.ndim))) > 0).sum())
         if not count:
             nothing = np.full_like(value, np.nan)
             return Spread(nothing, nothing, nothing, 0)
         drawn = np.where(np.isnan(value), 0.0, drawn)  # an entry that no episode has stays NaN below, without a warning
+        tail = 100 * expanded_tail(count)
         low, high = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
         undefined = np.isnan(value)
         return Spread(value, np.where(undefined, np.nan, low), np.where(undefined, np.nan, high), count)
+
+
+def expanded_tail(episodes: int) -> float:
+    """The share of draws outside of each end of the interval: 2.5 % for many episodes, less for few; 0 for one."""
+    if episodes < 2:
+        return 0.0
+    return float(ndtr(sqrt(episodes / (episodes - 1)) * stdtrit(episodes - 1, (1 - LEVEL) / 2)))
 
 
 def _aligned(sums: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

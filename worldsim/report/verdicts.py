@@ -12,7 +12,6 @@ from worldsim.report.statistics import LEAST_EPISODES
 USED_FROM = 1.1
 """Ratio corrupted / clean above which a token is used. # source: charbelsan/world-modality-vla, intervention test"""
 LEAST_SEEDS = 3
-LEAST_P = 0.05
 Reading = Literal["used", "weak", "unused", "undecided", "insufficient"]
 Outcome = Literal["lower", "higher", "no difference shown", "seeds disagree", "insufficient"]
 
@@ -46,7 +45,6 @@ class Difference:
         mean, low, high: of the mean over seeds, with its interval over episodes.
         seeds: the same difference of each seed alone.
         episodes: that it rests on.
-        p: two-sided, of the sign-flip test over episodes (``statistics.flip_test``): a bootstrap of few episodes is too sure.
     """
 
     arm: str
@@ -56,15 +54,14 @@ class Difference:
     high: float
     seeds: tuple[float, ...]
     episodes: int
-    p: float
 
     @property
     def outcome(self) -> Outcome:
-        """``lower`` and ``higher`` only where the interval excludes 0, chance does not explain it, and every seed agrees."""
+        """``lower`` and ``higher`` only where the interval excludes 0 and every seed has its sign."""
         bounds = (self.mean, self.low, self.high, *self.seeds)
         if self.episodes < LEAST_EPISODES or len(self.seeds) < LEAST_SEEDS or not all(map(math.isfinite, bounds)):
             return "insufficient"
-        if self.low <= 0 <= self.high or not self.p < LEAST_P:
+        if self.low <= 0 <= self.high:
             return "no difference shown"
         sign = 1 if self.low > 0 else -1
         if any(sign * value <= 0 for value in self.seeds):
