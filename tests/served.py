@@ -47,6 +47,20 @@ class Remembering:
         return copy.copy(self)  # the lock stays shared, all else begins with reset
 
 
+class Held(Remembering):
+    """Takes its time over the task ``slow``: until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.release = threading.Event(), threading.Event()
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        if observation.get("task") == "slow":
+            self.begun.set()
+            assert self.release.wait(60)
+        return super().act(observation)
+
+
 def observation(index: int) -> dict[str, Any]:
     """Another one for each index."""
     rng = np.random.default_rng(index)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import json_numpy
 import msgpack
@@ -18,7 +18,7 @@ from tests import served, simulators
 from tests.served import locally, observation
 from worldsim import policies
 from worldsim.core.errors import UserError
-from worldsim.core.protocols import LearnedPolicy, SupportsFork
+from worldsim.core.protocols import LearnedPolicy, SupportsFork, SupportsObserve
 from worldsim.policies.remote import Remote
 from worldsim.policies.scripted import Scripted
 from worldsim.rollout import rollout
@@ -77,6 +77,28 @@ def test_a_simulated_episode_is_the_same_from_afar(kind):
     assert np.array_equal(np.stack(local.states), np.stack(remote.states))
 
 
+class LooksBack(served.Remembering):
+    """Wants every frame, whether it acts on it or not."""
+
+    looks_back = True
+
+    def observe(self, observation):
+        super().act(observation)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_that_looks_back_is_shown_the_frames_between(kind, server):
+    with served.serve(LooksBack()) as back:
+        policy = policies.load(f"remote:{kind}://{back.address}")
+        assert isinstance(policy, SupportsObserve)
+        assert policy.looks_back
+        policy.reset(3)
+        for index in (0, 1):
+            policy.observe(observation(index))
+        assert np.array_equal(policy.act(observation(2)), locally([0, 1, 2], 3)[2])
+    assert not policies.load(f"remote:{kind}://{server.address}").looks_back
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nobody_there_and_no_address(kind):
     with served.serve() as gone:
@@ -112,21 +134,16 @@ def test_a_refusal_is_said_in_the_servers_words_and_a_reset_goes_on(url):
     assert np.array_equal(policy.act(observation(1)), locally([1], 4)[0])
 
 
-class Slow(served.Remembering):
-    def act(self, observation):
-        if observation.get("task") == "slow":
-            time.sleep(0.6)
-        return super().act(observation)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_that_comes_late_is_never_taken_for_another(kind):
-    with served.serve(Slow()) as server:
-        policy = policies.load(f"remote:{kind}://{server.address}?seconds=0.3")
+    slow = served.Held()
+    with served.serve(slow) as server:
+        policy = policies.load(f"remote:{kind}://{server.address}?seconds=0.2")
         policy.reset(0)
-        with pytest.raises(UserError, match=r"no answer within 0.3 s"):
+        with pytest.raises(UserError, match=r"no answer within 0.2 s"):
             policy.act({**observation(1), "task": "slow"})
-        time.sleep(0.4)
+        slow.release.set()
+        policy.address = replace(policy.address, seconds=60.0)
         policy.reset(0)
         assert np.array_equal(policy.act(observation(2)), locally([2])[0])
 

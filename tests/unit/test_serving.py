@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import json_numpy
@@ -158,7 +159,7 @@ def test_health_and_metadata(server):
 
 
 class Misbehaving(served.Remembering):
-    """Raises, gives NaN, gives another width or takes its time, as the task says."""
+    """Raises, gives NaN or another width, as the task says."""
 
     def act(self, observation):
         task = observation.get("task", "")
@@ -167,8 +168,6 @@ class Misbehaving(served.Remembering):
             raise RuntimeError("out of memory")
         if task == "refuse":
             raise UserError("the drawer is closed")
-        if task == "slow":
-            time.sleep(0.3)
         return rows * np.nan if task == "nan" else rows
 
 
@@ -214,14 +213,13 @@ class _Unforkable:
 
 
 def test_answers_under_way_are_given_when_the_server_is_told_to_stop():
-    with served.serve(Misbehaving()) as server:
-        answers: list[int] = []
-        slow = threading.Thread(target=lambda: answers.append(request(server, body={**plain(0), "instruction": "slow"})[0]))
-        slow.start()
-        time.sleep(0.1)
+    held = served.Held()
+    with served.serve(held) as server, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(request, server, body={**plain(0), "instruction": "slow"})
+        assert held.begun.wait(20)
+        threading.Timer(0.2, held.release.set).start()
         server.stop()
-        slow.join(10)
-        assert answers == [200]
+        assert slow.result(20)[0] == 200
         with pytest.raises(ConnectionError):
             connect(f"ws://{server.address}", proxy=None)
 

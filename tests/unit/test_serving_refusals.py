@@ -8,9 +8,9 @@ import io
 import json
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def test_a_body_that_breaks_off(server):
 
 
 def test_sizes_are_limited():
-    small = Limits(body=20_000, pixels=12 * 16, cameras=1, parts=300, body_seconds=0.3)
+    small = Limits(body=20_000, pixels=12 * 16, cameras=1, parts=300, body_seconds=1.0)
     with served.serve(limits=small) as server:
         good(server, 1)
         status, answer, _ = request(server, body=b" " * 20_001)
@@ -166,17 +166,13 @@ def test_sizes_are_limited():
         good(server, 2)
 
 
-def test_sessions_and_waiting_are_limited():
-    class Slow(served.Remembering):
-        def act(self, observation):
-            time.sleep(0.2)
-            return super().act(observation)
-
-    with served.serve(Slow(), limits=Limits(sessions=2, waiting=0, session_seconds=0.3)) as server:
-        for name in ("a", "b"):
-            assert request(server, body={"session": name, "reset": True})[0] == 200
-        assert request(server, body={"session": "c", "reset": True})[0] == 503
-        time.sleep(0.35)
+def test_sessions_are_limited_and_make_room_when_unused():
+    now = [0.0]
+    with served.serve(limits=Limits(sessions=2, session_seconds=600)) as server:
+        server.service.sessions.clock = lambda: now[0]
+        for name, status in (("a", 200), ("b", 200), ("c", 503), ("a", 200)):
+            assert request(server, body={"session": name, "reset": True})[0] == status
+        now[0] = 601.0
         assert request(server, body={"session": "c", "reset": True})[0] == 200, "unused ones made room"
         lines = [connect(f"ws://{server.address}", proxy=None) for _ in range(2)]
         with pytest.raises(InvalidStatus) as refused:
@@ -184,13 +180,18 @@ def test_sessions_and_waiting_are_limited():
         assert refused.value.response.status_code == 503
         for line in lines:
             line.close()
-        from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(lambda k: request(server, body=plain(k)), range(4)))
-        statuses = Counter(status for status, _, _ in answers)
-        assert set(statuses) == {200, 503}
-        assert next(headers for status, _, headers in answers if status == 503)["retry-after"] == "1"
+
+def test_only_so_many_may_wait():
+    held = served.Held()
+    with served.serve(held, limits=Limits(waiting=0)) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(request, server, body={**plain(0), "instruction": "slow"})
+        assert held.begun.wait(20)
+        status, _, headers = request(server, body=plain(1))
+        assert (status, headers["retry-after"]) == (503, "1")
+        held.release.set()
+        assert first.result(20)[0] == 200
+        good(server, 1)
 
 
 def test_the_key_opens_and_nothing_else_does():

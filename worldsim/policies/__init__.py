@@ -142,9 +142,16 @@ class Renamed:
         return Renamed(self.policy.fork(), self.names)  # type: ignore[attr-defined]
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        return self.policy.act(self._as_known(observation))
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """As ``act``, under the names that the policy knows; only called where it looks back."""
+        self.policy.observe(self._as_known(observation))  # type: ignore[attr-defined]
+
+    def _as_known(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         pixels = dict(observation["pixels"])
         pixels |= {own: observation["pixels"][other] for own, other in self.names.items()}
-        return self.policy.act({**observation, "pixels": pixels})
+        return {**observation, "pixels": pixels}
 
     def __getattr__(self, name: str) -> Any:  # pictures of what it thinks, its chunk's length: the policy's own
         return getattr(self.policy, name)

@@ -34,6 +34,7 @@ class Remote:
         address: where, and how long to wait. env: where the rows are sent, whose width they must have; None checks nothing.
 
     Attributes:
+        looks_back: whether the served policy must be shown every frame (:meth:`observe`).
         needs: what the served policy was trained on; there only where the server says it.
     """
 
@@ -44,6 +45,7 @@ class Remote:
         self.line: Line = dial(address)
         self.begin: dict[str, Any] = {"reset": True}
         self.lost = False
+        self.looks_back = is_ours(self.line.metadata) and self.line.metadata.get("looks_back") is True
         self.spec, needs = _meaning(self.line.metadata, address.url)
         if needs is not None:
             self.needs = needs
@@ -96,13 +98,19 @@ class Remote:
         Raises:
             UserError: no answer in time, a refusal in the server's words, or rows that the environment cannot take.
         """
-        self.lost, begin = True, self.begin
-        rows = self.line.ask(observation, begin)
+        self.lost = True
+        rows = self.line.ask(observation, self.begin)
         self.lost, self.begin = False, {}
         width = self.env.action_spec.dim if self.env is not None else (self.spec.dim if self.spec else rows.shape[1])
         if rows.shape[1] != width:
             raise UserError(f"{self.address.url} gave rows of {rows.shape[1]} numbers; {width} are wanted")
         return rows
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """Show the server a frame on which it is not asked to act."""
+        self.lost = True
+        self.line.tell(observation, self.begin)
+        self.lost, self.begin = False, {}
 
     def fork(self) -> Self:
         """Another line to the same server."""

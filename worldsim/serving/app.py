@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -89,10 +90,15 @@ def reply(call: Call, actions: np.ndarray | None, timing: Mapping[str, float]) -
     An array where arrays came, else lists of numbers, which read back to the same float32.
     """
     if actions is None:
-        return {"reset": True}
+        return done(call)
     rows = actions if call.chunk else actions[0]
     value = rows if call.as_arrays else rows.tolist()
     return {"actions": value, "server_timing": dict(timing)} if call.chunk else value
+
+
+def done(call: Call) -> dict[str, bool]:
+    """The reply where no actions were asked for."""
+    return {"observed" if call.observation is not None else "reset": True}
 
 
 async def _body(service: Service, request: Request) -> bytes:
@@ -134,12 +140,20 @@ async def _converse(service: Service, door: Door, websocket: WebSocket) -> None:
             service.counts[200] += 1
     except Refusal as refusal:
         service.counts[refusal.status] += 1
-        await websocket.send_text(refusal.sentence)
-        await websocket.close(CLOSE_CODES.get(refusal.status, MALFORMED), refusal.sentence[:60])
+        await _hang_up(websocket, refusal)
+    except WebSocketDisconnect:
+        pass  # the client left before it was answered
     finally:
         service.leave()
         if session is not None:
             service.sessions.close(session)
+
+
+async def _hang_up(websocket: WebSocket, refusal: Refusal) -> None:
+    """A text frame with the sentence, as openpi's client expects it, and the end."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # it may be gone already
+        await websocket.send_text(refusal.sentence)
+        await websocket.close(CLOSE_CODES.get(refusal.status, MALFORMED), refusal.sentence[:60])
 
 
 async def _exchange(service: Service, message: Mapping[str, Any], session: Any) -> bytes:
@@ -149,7 +163,7 @@ async def _exchange(service: Service, message: Mapping[str, Any], session: Any) 
     payload = await run_in_threadpool(msgpack_form.unpackb, data, service.limits)
     call = await run_in_threadpool(service.reader.read, payload)
     actions, timing = await service.answer(call, session)
-    return msgpack_form.packb({"reset": True} if actions is None else {"actions": actions, "server_timing": timing})
+    return msgpack_form.packb(done(call) if actions is None else {"actions": actions, "server_timing": timing})
 
 
 async def _refused(request: Request, refusal: Refusal) -> Response:

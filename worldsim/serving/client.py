@@ -60,6 +60,10 @@ class Line(Protocol):
         """
         ...
 
+    def tell(self, observation: Mapping[str, Any], begin: Mapping[str, Any]) -> None:
+        """Show a frame on which nothing is asked, to a policy that looks back (``metadata["looks_back"]``)."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -87,12 +91,11 @@ class HttpLine:
         import httpx
 
         self.address, self.session = address, uuid.uuid4().hex
-        waits = httpx.Timeout(address.seconds, connect=METADATA_SECONDS)
-        self.client = httpx.Client(base_url=address.url, headers=address.headers, timeout=waits, trust_env=False)
+        self.client = httpx.Client(base_url=address.url, headers=address.headers, trust_env=False)
         self.metadata = self._metadata()
 
     def _metadata(self) -> dict[str, Any]:
-        response = self._request("GET", "/metadata")
+        response = self._request("GET", "/metadata", seconds=METADATA_SECONDS)
         if response.status_code in (401, 403):
             raise UserError(f"{self.address.url} refuses: {_error(response.text)}", "export WORLDSIM_API_KEY=…")
         try:
@@ -101,14 +104,15 @@ class HttpLine:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+    def _request(self, method: str, path: str, body: bytes | None = None, *, seconds: float) -> Any:
         import httpx
 
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            return self.client.request(method, path, content=body, headers=headers)
+            waits = httpx.Timeout(seconds, connect=METADATA_SECONDS)
+            return self.client.request(method, path, content=body, headers=headers, timeout=waits)
         except httpx.TimeoutException as error:
-            raise UserError(f"{self.address.url} gave no answer within {self.address.seconds:g} s") from error
+            raise UserError(f"{self.address.url} gave no answer within {seconds:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UserError(f"{self.address.url} cannot be reached: {error}", START) from error
 
@@ -117,11 +121,17 @@ class HttpLine:
             payload = {**_ours(observation, self.metadata), **begin, "session": self.session, "chunk": True}
         else:
             payload = _openvla(observation, self.address.url)
-        response = self._request("POST", "/act", json_form.dumps(payload).encode())
+        return _chunk(self._post(payload), self.address.url)
+
+    def tell(self, observation: Mapping[str, Any], begin: Mapping[str, Any]) -> None:
+        self._post({**_ours(observation, self.metadata), **begin, "session": self.session, "observe": True})
+
+    def _post(self, payload: Mapping[str, Any]) -> Any:
+        response = self._request("POST", "/act", json_form.dumps(payload).encode(), seconds=self.address.seconds)
         if response.status_code != 200:
             raise UserError(f"{self.address.url} refuses: {response.status_code} {_error(response.text)}")
         try:
-            return _chunk(json.loads(response.content), self.address.url)
+            return json.loads(response.content)
         except ValueError as error:
             raise UserError(f"{self.address.url} answered something that is not JSON: {error}") from error
 
@@ -160,14 +170,21 @@ class SocketLine:
             raise UserError(f"{url} cannot be reached: {error}", START) from error
 
     def ask(self, observation: Mapping[str, Any], begin: Mapping[str, Any]) -> np.ndarray:
+        ours = is_ours(self.metadata)
+        payload = {**_ours(observation, self.metadata), **begin} if ours else _openpi(observation)
+        return _chunk(self._exchange(payload), self.address.url)
+
+    def tell(self, observation: Mapping[str, Any], begin: Mapping[str, Any]) -> None:
+        self._exchange({**_ours(observation, self.metadata), **begin, "observe": True})
+
+    def _exchange(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed
 
-        payload = {**_ours(observation, self.metadata), **begin} if is_ours(self.metadata) else _openpi(observation)
         try:
             self.socket.send(msgpack_form.packb(payload))
         except ConnectionClosed as error:
             raise UserError(f"{self.address.url} has closed the connection: {error}") from error
-        return _chunk(self._receive(self.address.seconds), self.address.url)
+        return self._receive(self.address.seconds)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed

@@ -30,7 +30,7 @@ STATES = ("agent_pos", "state")
 SOLE = ("image", "full_image")
 TRUTH = "environment_state"
 FRAME = "uint8 [H, W, 3]"
-CONTROL = {"session": str, "seed": int, "reset": bool, "chunk": bool, "unnorm_key": str}
+CONTROL = {"session": str, "seed": int, "reset": bool, "observe": bool, "chunk": bool, "unnorm_key": str}
 """What else a payload may say. ``unnorm_key`` is OpenVLA's name of statistics; a policy here has its own and needs no name."""
 
 
@@ -42,6 +42,7 @@ class Call:
         observation: ``pixels`` {camera: uint8 ``[H, W, 3]``}, ``agent_pos`` float32 ``[S]``, ``task`` …; None for a bare reset.
         session: the name of a REST session, or None.
         reset, seed: whether an episode begins, and its seed (None: the server's).
+        observe: whether the frame is only to be remembered, for policies that look back; nothing is asked.
         chunk: whether the whole plan is wanted instead of its first row.
         as_arrays: whether anything came as an array, so that the reply should be one.
     """
@@ -50,6 +51,7 @@ class Call:
     session: str | None = None
     reset: bool = False
     seed: int | None = None
+    observe: bool = False
     chunk: bool = False
     as_arrays: bool = False
 
@@ -111,7 +113,7 @@ class Reader:
         _put(pixels, camera, self._frame(value, sent), sent)
 
     def _camera(self, name: str, sent: str) -> str:
-        """The policy's camera that a wire name means. A policy without cameras of its own is shown any that is called so."""
+        """The policy's camera that a wire name means. A policy that needs none is shown any that is called so."""
         cameras = list(self.needs.cameras) if self.needs else []
         if name in cameras:
             return name
@@ -119,7 +121,7 @@ class Reader:
             return cameras[0]
         if name in SOLE and cameras:
             raise Refusal(422, f"{sent}: this policy sees {len(cameras)} cameras; wanted pixels of {', '.join(cameras)}")
-        if self.needs is None and (name in SOLE or name != sent):
+        if not cameras and (name in SOLE or name != sent):
             return name
         raise Refusal(422, f"unknown key or camera '{sent}'{did_you_mean(name, _known(cameras))}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldsim import __version__
 from worldsim.core.errors import UserError
-from worldsim.core.protocols import Policy
+from worldsim.core.protocols import Policy, SupportsObserve
 from worldsim.core.types import ActionSpec, PolicyNeeds
 from worldsim.serving.limits import Limits, Refusal
 from worldsim.serving.observations import Call, Reader
@@ -72,6 +72,7 @@ class Service:
             "protocols": ["openvla", "lapa", "openpi"],
             "policy": self.name,
             "digest": self.digest,
+            "looks_back": bool(getattr(self.policy, "looks_back", False)),
             "action_spec": spec.to_json() if spec else None,
             "cameras": {name: list(size) for name, size in needs.cameras.items()} if needs else None,
             "state_names": list(needs.state_names) if needs else None,
@@ -83,7 +84,7 @@ class Service:
         }
 
     async def answer(self, call: Call, session: Session) -> tuple[np.ndarray | None, dict[str, float]]:
-        """Actions float32 ``[K, A]`` (None for a bare reset) and ``server_timing`` in ms.
+        """Actions float32 ``[K, A]`` (None where none were asked for) and ``server_timing`` in ms.
 
         Raises:
             Refusal: 422 the policy refuses what it is shown, 500 it failed, 503 too many wait.
@@ -105,6 +106,9 @@ class Service:
                 session.begun = True
             if call.observation is None:
                 return None, 0.0
+            if call.observe:
+                _observe(session.policy, call.observation)
+                return None, 1e3 * (time.perf_counter() - began)
             actions = np.asarray(session.policy.act(call.observation))
         except UserError as error:
             raise Refusal(422, f"the policy refuses this: {error.sentence}") from error
@@ -158,6 +162,12 @@ class Service:
     def stop(self) -> None:
         self.stopping = True
         self.turns.stop()
+
+
+def _observe(policy: Policy, observation: Mapping[str, Any]) -> None:
+    """A frame between two questions; a policy that does not look back has no use for it."""
+    if isinstance(policy, SupportsObserve) and policy.looks_back:
+        policy.observe(observation)
 
 
 def _rounded(value: float) -> float | None:
