@@ -74,3 +74,16 @@ def add(app: typer.Typer) -> None:
     ) -> dict[str, Any]:
         """Put wrong world tokens into a policy: does its action error grow? Ratios with intervals, and what they mean."""
         return {"data": data, "model": model or None, "episodes": episodes}
+
+    @command(group, "tokens", job="eval-tokens")
+    def tokens(
+        data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
+        tokenizer: Annotated[
+            str | None, typer.Option(metavar="RUN", help="What tokenize-world --tokenizer kmeans made.")
+        ] = None,
+        camera: Annotated[str | None, typer.Option(metavar="C", help="Camera; the codebook's when not given.")] = None,
+        columns: Annotated[str | None, typer.Option(metavar="DIR", help="Where columns go when DATA is read-only.")] = None,
+    ) -> dict[str, Any]:
+        """What world tokens say by themselves: vocabulary, entropy, copy and bigram baselines, a picture of each code."""
+        given = {"data": data, "tokenizer": tokenizer, "columns": columns}
+        return {**given, "camera": camera and camera.replace(",", "+")}

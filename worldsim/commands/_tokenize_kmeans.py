@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from worldsim import tokenizers
-from worldsim.commands import _latents, _world_cache, _world_codebook, _world_tokens
+from worldsim import __version__, tokenizers
+from worldsim.commands import _latents, _tokens_page, _world_cache, _world_codebook, _world_tokens
 from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._world_tokens import WorldColumns
 from worldsim.core.errors import PartialResult, UserError, again
@@ -19,12 +19,8 @@ from worldsim.core.types import Result
 from worldsim.data import columns, token_statistics
 from worldsim.data.split import Split, split_episodes
 from worldsim.formats import open_dataset
-from worldsim.report.codebook import codebook_sheet
-from worldsim.report.video import write_png
 from worldsim.tokenizers.kmeans import KMeans
 from worldsim.train import distributed
-
-SHEET = "codebook.png"
 
 
 @dataclass
@@ -141,30 +137,32 @@ def _report(work: Work, tokenizer: KMeans, told: WorldColumns, rejected: dict[st
     if not present:
         raise UserError(f"no episode of {work.data} can be read", ["worldsim", "doctor", work.data])
     statistics = _statistics(work, tokenizer, told)
-    frequencies = token_statistics.counts(present, tokenizer.codes)
-    write_png(context.out / SHEET, codebook_sheet(tokenizer.pictures.cpu().numpy(), frequencies))
+    frequencies = {part: token_statistics.counts(told.of(ids), tokenizer.codes) for part, ids in parts.items()}
+    facts = [("data", str(work.data)), ("camera", work.camera), ("worldsim", __version__)]
+    page = _tokens_page.publish(context.out / "report", tokenizer, statistics, frequencies, facts, context.notes)
     folder = Path(config.cache or context.out / "cache") / work.source.card.name
     places = _world_cache.Places.of(work.source, {name: len(rows) for name, rows in present.items()})
     about = {"dataset": work.source.card.name, "fingerprint": work.dataset, "camera": work.camera}
     files = _world_cache.write(folder, tokenizer, told, parts, places, about)
     run_folder = config.checkpoint or context.out
-    used, total = int((frequencies > 0).sum()), int(frequencies.sum())
+    together = sum(frequencies.values(), np.zeros(tokenizer.codes, np.int64))
     result = Result(
         metrics={
             "episodes": len(present),
             "frames": sum(len(rows) for rows in present.values()),
-            "tokens": total,
+            "tokens": int(together.sum()),
             "codes": tokenizer.codes,
-            "codes_used": used,
+            "codes_used": int((together > 0).sum()),
             "codebook": tokenizer.codebook_hash,
             "camera": work.camera,
             "statistics": statistics,
             "columns": [c.folder.relative_to(work.root).as_posix() for c in (told.embeddings, told.tokens)],
             "cache": [str(folder / name) for name in files],
+            "report": str(page),
             "rejected": [{"episode": name, "reason": reason} for name, reason in rejected.items()],
         },
         next=["worldsim", "train", "--config", "world_modality_c", config.data, "--tokenizer", run_folder],
-        summary=_summary(present, statistics, tokenizer, context.out / SHEET),
+        summary=_summary(present, statistics, tokenizer, page),
     )
     if len(rejected) > config.max_rejected:
         first, reason = next(iter(rejected.items()))
@@ -185,8 +183,8 @@ def _statistics(work: Work, tokenizer: KMeans, told: WorldColumns) -> dict[str, 
     }
 
 
-def _summary(present: dict[str, np.ndarray], statistics: dict[str, Any], tokenizer: KMeans, sheet: Path) -> str:
-    lines = [f"{len(present)} episodes; codebook {tokenizer.codebook_hash} of {tokenizer.codes} codes: {sheet}"]
+def _summary(present: dict[str, np.ndarray], statistics: dict[str, Any], tokenizer: KMeans, page: Path) -> str:
+    lines = [f"{len(present)} episodes; codebook {tokenizer.codebook_hash} of {tokenizer.codes} codes: {page}"]
     for part, one in statistics.items():
         copied = [f"{one[key][0]:.3f}" if one.get(key) and one[key][0] is not None else "–" for key in ("copy", "bigram")]
         lines.append(
