@@ -98,7 +98,7 @@ class Session:
             return
         tokenizer = getattr(self.policy, "tokenizer", None)
         pictures, grid = getattr(tokenizer, "pictures", None), getattr(tokenizer, "grid", None)
-        pictures = None if pictures is None else np.asarray(pictures)
+        pictures = np.asarray(pictures.cpu()) if hasattr(pictures, "cpu") else pictures
         film.make(self.episode, self.head, self.out / "film.mp4", pictures, grid or (1, 1))
 
     def _bare(self) -> list[float]:

@@ -169,6 +169,8 @@ class Loop:
         if self.asked_at is None and self.chunks.wants(tick):
             self.thinker.ask(seen, self.settings.seed if tick == 0 else None)
             self.asked_at = tick
+        else:
+            self.thinker.show(seen)
         if self.asked_at is not None:
             self._hear(self.asked_at, tick, line)
         if not line.get("late"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,22 +32,29 @@ class Answer:
 
 
 class Thinker:
-    """One question at a time. The thread ends with the process: a policy that hangs cannot hold up whoever stops the robot."""
+    """One question at a time, and between questions the frames on which a policy that looks back is not asked.
+
+    The thread ends with the process: a policy that hangs cannot hold up whoever stops the robot.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.asked, self.answered = threading.Event(), threading.Event()
-        self.question: tuple[Mapping[str, Any] | None, int | None] = (None, None)
+        self.jobs: queue.SimpleQueue[Callable[[], Answer | None] | None] = queue.SimpleQueue()
+        self.answered = threading.Event()
         self.said: Answer | Exception | None = None
-        self.busy = self.ended = False
         self.thread = threading.Thread(target=self._think, name="policy", daemon=True)
         self.thread.start()
 
     def ask(self, observation: Mapping[str, Any], reset: int | None = None) -> None:
         """Begin to think about ``observation``; with a seed the policy is reset before."""
-        self.question, self.busy = (observation, reset), True
         self.answered.clear()
-        self.asked.set()
+        self.jobs.put(lambda: self._act(observation, reset))
+
+    def show(self, observation: Mapping[str, Any]) -> None:
+        """A frame on which it is not asked, for a policy that says that it looks back."""
+        observe = getattr(self.policy, "observe", None)
+        if observe is not None and getattr(self.policy, "looks_back", False):
+            self.jobs.put(lambda: observe(observation))
 
     def answer(self, until: float | None, look: Callable[[], None] = lambda: None) -> Answer | None:
         """The answer, or None when there is none at ``until`` (``time.perf_counter()``; None waits for ever).
@@ -60,7 +68,6 @@ class Thinker:
                 return None
             self.answered.wait(min(left, SLICE))
             look()
-        self.busy = False
         if isinstance(self.said, UserError):
             raise Stopped("policy", f"the policy failed: {self.said.sentence}") from self.said
         if isinstance(self.said, Exception):
@@ -71,26 +78,22 @@ class Thinker:
         return self.said
 
     def close(self) -> None:
-        self.ended = True
-        self.asked.set()
+        self.jobs.put(None)
 
     def _think(self) -> None:
-        while True:
-            self.asked.wait()
-            self.asked.clear()
-            if self.ended:
-                return
-            observation, seed = self.question
+        while (job := self.jobs.get()) is not None:
             try:
-                self.said = self._one(observation, seed)
+                said: Answer | Exception | None = job()
             except Exception as error:  # handed to the loop, which stops the robot and says what it was
-                self.said = error
-            self.answered.set()
+                said = error
+            if isinstance(said, Answer | Exception):
+                self.said = said
+                self.answered.set()
 
-    def _one(self, observation: Mapping[str, Any] | None, seed: int | None) -> Answer:
+    def _act(self, observation: Mapping[str, Any], seed: int | None) -> Answer:
         began = time.perf_counter()
         if seed is not None:
             self.policy.reset(seed)
-        chunk = np.asarray(self.policy.act(observation or {}), np.float32)
+        chunk = np.asarray(self.policy.act(observation), np.float32)
         world = getattr(self.policy, "last_world", None)
         return Answer(chunk, time.perf_counter() - began, dict(world) if world else None)
