@@ -55,7 +55,7 @@ def simulate(
         raise UserError(f"{out} holds another dataset; choose another folder or delete it")
     simulator = envs.make(env, **(options or {}))
     try:
-        actors = {text: _policy(text, simulator) for text in policy}
+        actors = {text: policies.load(text, env=simulator) for text in policy}
         source = SimulatedSource(simulator, actors, range(seed, seed + episodes), steps, name=out.name)
         source.card.notes.append(recipe)
         writer = registry.get("formats", to).create(out, source.card)
@@ -66,11 +66,6 @@ def simulate(
         return len(missing)
     finally:
         simulator.close()
-
-
-def _policy(text: str, env: Any) -> Any:
-    name, *pairs = text.split(",")
-    return policies.create(name, env, **parse_overrides(pairs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from worldsim import __version__
@@ -47,6 +49,9 @@ def publish(
 ) -> str:
     """Write ``report/``; returns the table for the terminal."""
     folder, place = context.out / "report", config.env["name"]
+    names = labels(config.policy)
+    rows = [{**row, "policy": names[row["policy"]]} for row in rows]
+    pairs = [{**pair, "first": names[pair["first"]], "second": names[pair["second"]]} for pair in pairs]
     write_png(folder / RATES, bars([_bar(row) for row in rows], f"success in {place}"))
     sections = [Section("Success", [_table(rows), Figure(RATES, "Rate (dot) and 95 % interval (bar) of each policy.")])]
     if pairs:
@@ -68,13 +73,24 @@ def publish(
     return "\n".join(_line(row) for row in rows)
 
 
+def labels(policies: Sequence[str]) -> dict[str, str]:
+    """How each policy is called on the page: a folder by the last parts of its path that tell it from the others."""
+    for parts in (2, 3, 4):
+        short = {text: "/".join(Path(text).parts[-parts:]) if Path(text).is_dir() else text for text in policies}
+        if len(set(short.values())) == len(short):
+            return short
+    return {text: text for text in policies}
+
+
 def lead(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> str:
     """One sentence, by rule: who has the highest rate, and whether any difference of two policies excludes zero."""
     known = [row for row in rows if row["rate"] is not None]
     if not known:
         return "Nobody judged what the policies did, so no rate is given."
     best = max(known, key=lambda row: row["rate"])
-    sentence = f"The highest rate is {best['rate']:.0%} ({best['successes']} of {best['trials']}), of {best['policy']}"
+    alike = [row["policy"] for row in known if row["rate"] == best["rate"]]
+    whose = best["policy"] if len(alike) == 1 else f"{len(alike)} policies alike: {', '.join(alike)}"
+    sentence = f"The highest rate is {best['rate']:.0%} ({best['successes']} of {best['trials']}), of {whose}"
     sure = [pair for pair in pairs if pair["low"] > 0 or pair["high"] < 0]
     if not pairs:
         return f"{sentence}; its 95 % interval is {best['low']:.0%} … {best['high']:.0%}."
@@ -153,7 +169,7 @@ def _films(config: Any, book: Book, folder: Any, fps: float) -> list[Block]:
     frames = grid(filmed)
     write_mp4(folder / FILM, frames, fps)
     write_png(folder / LAST, frames[-1])
-    order = ", ".join(config.policy)
+    order = ", ".join(labels(config.policy).values())
     text = f"Rows from top to bottom: {order}. Columns: the first {len(seeds)} seeds; none was picked. Green: solved; red: not."
     return [Figure(FILM, text), Figure(LAST, "The last pictures of the same films.")]
 
