@@ -74,7 +74,11 @@ class Preparation:
         return batch if self.crop is None else _centred(batch, *self.crop)
 
     def normalise(self, view: Tensor) -> Tensor:
-        """uint8 ``[B, 3, h, w]`` -> float32, normalised: ``(x - 255 mean) / (255 std)``."""
+        """uint8 ``[B, 3, h, w]`` -> float32, normalised: ``(x - 255 mean) / (255 std)``.
+
+        Always laid out channel by channel: a convolution of another layout rounds otherwise, and a resized single frame has one.
+        """
+        view = view.contiguous()
         shift, scale = (255 * view.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.mean, self.std))
         return (view.to(torch.float32) - shift) / scale
 

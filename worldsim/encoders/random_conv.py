@@ -26,6 +26,9 @@ CARD = {
     "kind": "vision",
 }
 SIDE, WIDTHS, SUMMARY = 64, (24, 48), 256
+ROWS = 16
+"""Fewer frames are filled up with copies before the projection: a product of few rows is summed in another order, and a live
+frame would get other bits than the same frame in a column."""
 
 
 class Net(nn.Module):
@@ -40,7 +43,9 @@ class Net(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         maps = avg_pool2d(relu(self.second(relu(self.first(pixels)))), 2)
-        return maps, self.project(maps.flatten(1))
+        rows = maps.flatten(1)
+        filled = torch.cat([rows, rows[-1:].expand(max(0, ROWS - len(rows)), -1)]) if len(rows) else rows
+        return maps, self.project(filled)[: len(rows)]
 
 
 @register("encoders")
