@@ -141,14 +141,14 @@ def test_a_body_that_breaks_off(server):
 
 
 def test_sizes_are_limited():
-    small = Limits(body=20_000, pixels=12 * 16, cameras=1, parts=300, body_seconds=1.0)
+    small = Limits(body=20_000, pixels=12 * 16, cameras=1, parts=1000, body_seconds=1.0)
     with served.serve(limits=small) as server:
         good(server, 1)
         status, answer, _ = request(server, body=b" " * 20_001)
         assert (status, "at most 20000" in answer["error"]) == (413, True)
         status, answer, _ = request(server, body={**plain(1), "image": [[[1, 2, 3]] * 17] * 12})
         assert (status, "pixels" in answer["error"]) == (413, True)
-        status, answer, _ = request(server, body=b"[" * 400)
+        status, answer, _ = request(server, body=b"[" * 1001)
         assert (status, "lists" in answer["error"]) == (413, True)
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:  # no length told, and no end
             raw.sendall(b"POST /act HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")

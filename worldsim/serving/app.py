@@ -7,13 +7,13 @@ closed, as openpi's client expects.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from worldsim.serving import json_form, msgpack_form
@@ -70,13 +70,22 @@ def create_app(service: Service, door: Door) -> FastAPI:
 async def _act(service: Service, request: Request) -> Response:
     """One request, one answer, in the form that it came in."""
     body = await _body(service, request)
-    call, double = await run_in_threadpool(_read, service, body)
+    call, double = await _aside(_read, service, body)
     name = call.session or request.headers.get(SESSION)
     session = service.sessions.of(name) if name else service.sessions.once()
     actions, timing = await service.answer(call, session)
     wanted = json_form.dumps(reply(call, actions, timing))
     text = json_form.dumps(wanted) if double else wanted
     return Response(text, media_type="application/json", headers={"Server-Timing": f"infer;dur={timing['infer_ms']:.3f}"})
+
+
+async def _aside[T](read: Callable[..., T], service: Service, data: bytes) -> T:
+    """Messages are read beside the event loop, a few at a time: a large one takes many times its bytes for a moment."""
+    return await anyio.to_thread.run_sync(read, service, data, limiter=service.readers)
+
+
+def _unpacked(service: Service, data: bytes) -> Call:
+    return service.reader.read(msgpack_form.unpackb(data, service.limits))
 
 
 def _read(service: Service, body: bytes) -> tuple[Call, bool]:
@@ -160,8 +169,7 @@ async def _exchange(service: Service, message: Mapping[str, Any], session: Any) 
     data = message.get("bytes")
     if data is None:
         raise Refusal(415, "a text frame came; wanted msgpack in a binary frame")
-    payload = await run_in_threadpool(msgpack_form.unpackb, data, service.limits)
-    call = await run_in_threadpool(service.reader.read, payload)
+    call = await _aside(_unpacked, service, data)
     actions, timing = await service.answer(call, session)
     return msgpack_form.packb(done(call) if actions is None else {"actions": actions, "server_timing": timing})
 

@@ -37,8 +37,8 @@ def loads(body: bytes, limits: Limits) -> tuple[dict[str, Any], bool]:
 def _object(text: bytes, limits: Limits, name: str) -> dict[str, Any]:
     if len(text) > limits.body:
         raise Refusal(413, f"{name} has {len(text)} bytes; at most {limits.body} are accepted")
-    if text.count(b"[") + text.count(b"{") > limits.parts:
-        raise Refusal(413, f"{name} has more than {limits.parts} lists and objects; send arrays in json_numpy's form")
+    if text.count(b"[") + text.count(b"{") + text.count(b",") > limits.parts:
+        raise Refusal(413, f"{name} has more than {limits.parts} values and lists; send arrays in json_numpy's form")
     try:
         value = json.loads(text.decode("utf8"))
     except (ValueError, RecursionError) as error:  # bad UTF-8 and numbers of thousands of digits, too

@@ -28,7 +28,8 @@ class Limits:
         pixels: height times width of a frame.
         values: entries of an array that is no frame (a state).
         cameras: frames in one observation.
-        parts: lists and mappings in one message; each costs some 64 bytes of memory, whatever its size on the wire.
+        parts: lists, mappings and (in JSON) values in one message: each costs up to 64 bytes of memory and the time of all
+            other clients, whatever its size on the wire. A frame of 640x480 as lists has 1.2 million.
         sessions: REST sessions that are kept at once.
         session_seconds: a session unused for so long makes room for others.
         waiting: requests that may wait for the policy; the next is told to come back (503).

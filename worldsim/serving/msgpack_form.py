@@ -40,7 +40,7 @@ def unpackb(message: bytes, limits: Limits) -> dict[str, Any]:
 
     if len(message) > limits.body:
         raise Refusal(413, f"the message has {len(message)} bytes; at most {limits.body} are accepted")
-    count = _Count(limits.parts)
+    count = _Count(limits.parts // 4)  # arrays are at home here; lists are the exception
     try:
         value = msgpack.unpackb(
             message, raw=False, object_hook=count, list_hook=count, ext_hook=_no_extension, max_ext_len=0

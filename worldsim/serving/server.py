@@ -12,6 +12,8 @@ from worldsim.core.errors import UserError, again
 from worldsim.serving.door import Door, is_local
 from worldsim.serving.service import Service
 
+SPARE = 16
+"""Connections beyond the sessions, sockets and waiting requests: for health checks."""
 STOP_SECONDS = 5
 """How long answers that are under way may take once the server is told to stop."""
 
@@ -45,6 +47,7 @@ class PolicyServer:
                 server_header=False,
                 ws_max_size=service.limits.body,
                 ws_per_message_deflate=False,  # openpi's client sends none, and what is not unpacked cannot explode
+                limit_concurrency=2 * service.limits.sessions + service.limits.waiting + SPARE,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from anyio import CapacityLimiter
 
 from worldsim import __version__
 from worldsim.core.errors import UserError
@@ -21,6 +22,8 @@ from worldsim.serving.sessions import Session, Sessions
 from worldsim.serving.turns import Turns
 
 ENTRIES = ("pixels", "agent_pos", "environment_state", "task")
+READERS = 4
+"""Messages that are read at once."""
 KEPT = 10_000
 """Inference times that are remembered for the quantiles."""
 
@@ -59,6 +62,7 @@ class Service:
         self.reader = Reader(self.needs, self.limits, self.allowed, self.rename)
         self.sessions = Sessions(self.policy, self.limits)
         self.turns = Turns(self.limits.waiting)
+        self.readers = CapacityLimiter(READERS)
         self.began = time.monotonic()
         if self.needs is not None:
             self.action_spec = self.needs.action_spec
