@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from worldsim.commands._robot_report import metrics_of, summary_of
 from worldsim.core.config import config
-from worldsim.core.errors import Interrupted, PartialResult, again
+from worldsim.core.errors import Interrupted, PartialResult, UserError, again
 from worldsim.core.protocols import LearnedPolicy
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
@@ -118,12 +118,20 @@ def run(config: Config, context: RunContext) -> Result:
     if report.stopped.by == "interrupt":
         raise Interrupted(result)
     if config.film:
-        session.film()
+        _film(session, context)
     if report.stopped.fault:
         raise PartialResult(
             f"stopped after {report.steps} steps: {report.stopped.sentence}", _try(report.stopped.by), result
         )
     return result
+
+
+def _film(session: Any, context: RunContext) -> None:
+    """A film that cannot be made must not hide how the run ended."""
+    try:
+        session.film()
+    except UserError as error:
+        context.note(f"there is no film: {error.sentence}")
 
 
 def _next(steps: int, out: Path) -> list[object] | None:

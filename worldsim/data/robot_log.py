@@ -29,6 +29,8 @@ from worldsim.core.types import BLOCK_FRAMES, ActionSpec, CameraInfo, DatasetCar
 
 HEAD, STEPS, END = "robot_log.json", "steps.jsonl", "end.json"
 QUALITY = 95
+PATIENCE = 5.0
+"""Seconds after which a disk that takes nothing is given up."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ class EpisodeLog:
         """
         if self.failed is not None:
             raise self.failed
-        self.waiting.put({"pixels": pixels, **step})
+        try:
+            self.waiting.put({"pixels": pixels, **step}, timeout=PATIENCE)
+        except queue.Full:
+            raise OSError(f"{self.folder}: nothing could be written for {PATIENCE:g} s") from None
         self.count += 1
 
     def close(self, **end: Any) -> None:

@@ -101,9 +101,9 @@ def _actions(episode: str, steps: list[dict[str, Any]], head: logs.Head) -> np.n
     elif rows[-1] is None:
         rows = rows[:-1]
     gap = next((t for t, row in enumerate(rows) if row is None), None)
-    if gap is not None or not rows:
-        raise BadEpisode(episode, f"nothing was sent after frame {gap or 0}")
-    return np.array(rows, np.float32)
+    if gap is not None:
+        raise BadEpisode(episode, f"nothing was sent after frame {gap}")
+    return np.array(rows, np.float32).reshape(len(rows), head.action_spec.dim)
 
 
 def _extras(steps: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ class StopKey:
 
     def __enter__(self) -> StopKey:
         if self.file is None:
-            self.file = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+            self.file = _own_terminal()
         if self.file is not None:
             import termios
             import tty
@@ -49,3 +49,11 @@ class StopKey:
             if found is not None:
                 return found
         return None
+
+
+def _own_terminal() -> int | None:
+    """stdin, where it is a terminal that this process may read: in the background it would be stopped for trying."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return None
+    file = sys.stdin.fileno()
+    return file if os.tcgetpgrp(file) == os.getpgrp() else None

@@ -6,7 +6,6 @@ Nothing is sent by reading it. A driver may raise anything; whatever it raises l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -116,10 +115,10 @@ class LeRobotArm:
             self.robot.connect(calibrate=False)
             calibrated = self.robot.is_calibrated
         except Exception as error:  # drivers raise anything; whatever it is, nothing may stay connected
-            self._let_go()
+            self.disconnect()
             raise UserError(f"robot {self.kind} cannot be connected: {_said(error)}", "lerobot-find-port") from error
         if not calibrated:
-            self._let_go()
+            self.disconnect()
             given = f"--robot.type={self.kind} --robot.port=… --robot.id={self.robot.id or '…'}"
             raise UserError(
                 f"robot {self.kind} '{self.robot.id}' is not calibrated ({self.robot.calibration_fpath} says nothing, or "
@@ -150,12 +149,24 @@ class LeRobotArm:
         taken = self._ask("sending", lambda: self.robot.send_action(action))
         return np.array([taken.get(name, action[name]) for name in self.names], np.float32)
 
-    def hold(self) -> np.ndarray | None:
-        """Make the place where every joint is its target, as far as that is known; returns it."""
-        seen = self._ask("reading", self.robot.get_observation)
+    def hold(self, last: np.ndarray | None = None) -> np.ndarray | None:
+        """Make the place where every joint is its target, as far as that is known; returns it.
+
+        Args:
+            last: the state that was seen last, ``[S]``: a camera that gives nothing must not keep the arm from being held.
+
+        Raises:
+            Stopped: the motors cannot be reached.
+        """
         if self.at is None or self.action_spec.mode == "delta":
             return None
-        return self.send(np.array([seen[name] for name in self.names], np.float32))
+        try:
+            state = self.observe()["agent_pos"]
+        except Stopped:
+            if last is None:
+                raise
+            state = last
+        return self.send(state[list(self.at)])
 
     def release(self) -> bool:
         """Take the torque off so that a person can move the arm; False where the robot has no such switch."""
@@ -166,11 +177,17 @@ class LeRobotArm:
         return True
 
     def disconnect(self) -> str | None:
-        """Take the torque off and close everything. Returns what went wrong, which must not hide why it was called."""
+        """Take the torque off and close everything. Returns what went wrong, which must not hide why it was called.
+
+        LeRobot's robots refuse to disconnect when one of their cameras is gone; then each part is closed by itself.
+        """
+        if not self.robot.is_connected and not self._open_parts():
+            return None
         try:
             self.robot.disconnect()
         except Exception as error:  # as above; the caller says it
-            return _said(error)
+            problems = [_said(error), *(_closed(part, self.robot) for part in self._open_parts())]
+            return "; ".join(problem for problem in problems if problem)
         return None
 
     def _ask(self, doing: str, call: Callable[[], Any]) -> Any:
@@ -181,16 +198,11 @@ class LeRobotArm:
         except Exception as error:  # drivers raise anything, and the arm must be stopped whatever it is
             raise Stopped("motor", f"robot {self.kind} failed while {doing}: {_said(error)}") from error
 
-    def _let_go(self) -> None:
-        """Close what a failed connection left open."""
-        parts = [getattr(self.robot, "bus", None), *getattr(self.robot, "cameras", {}).values()]
-        if self.robot.is_connected:
-            self.disconnect()
-            return
-        for part in parts:
-            if getattr(part, "is_connected", False):
-                with suppress(ConnectionError, OSError, RuntimeError):
-                    part.disconnect()
+    def _open_parts(self) -> list[Any]:
+        """The motor bus and the cameras, as far as they are connected; the bus first."""
+        cameras = getattr(self.robot, "cameras", None)
+        parts = [getattr(self.robot, "bus", None), *(cameras.values() if isinstance(cameras, Mapping) else ())]
+        return [part for part in parts if getattr(part, "is_connected", False)]
 
 
 def meaning(robot: Any, names: tuple[str, ...], fps: float) -> ActionSpec:
@@ -233,6 +245,16 @@ def own_limits(robot: Any) -> dict[str, tuple[float, float]]:
 
 def _is_picture(feature: Any) -> bool:
     return isinstance(feature, tuple) and len(feature) == 3 and feature[2] == 3
+
+
+def _closed(part: Any, robot: Any) -> str | None:
+    """Close one part; what went wrong, or None. The bus is told about the torque as the robot would tell it."""
+    told = [getattr(robot.config, "disable_torque_on_disconnect", True)] if part is getattr(robot, "bus", None) else []
+    try:
+        part.disconnect(*told)
+    except Exception as error:  # as above
+        return _said(error)
+    return None
 
 
 def _said(error: Exception) -> str:

@@ -105,6 +105,7 @@ class Loop:
         self.wish: np.ndarray | None = None
         self.last: np.ndarray | None = None
         self.world: dict[str, Any] = {}
+        self.state: np.ndarray | None = None
         with self._ending(), no_garbage_pauses():
             try:
                 self._warm_up()
@@ -145,17 +146,19 @@ class Loop:
         self.look()
         seen = self.body.observe()
         line: dict[str, Any] = {"t": tick, "seconds": round(self.pace.now - self.began, 6), "state": seen["agent_pos"]}
+        self.state, waiting = seen["agent_pos"], False
         try:
             self.cameras.see(seen["pixels"], time.perf_counter())
             self._think(tick, seen, line)
             row, clamped = self._checked(seen["agent_pos"], line)
             line["clamped"] = clamped
+            waiting = row is None and self._must_send()  # for the very first answer, with nothing to hold meanwhile
             if row is not None:
                 line["sent"] = self.last = self.body.send(row)
                 self.report.sent += 1
                 self.report.clamped.update(clamped)
         finally:
-            if "sent" in line or not self._must_send() or self.last is not None:
+            if not waiting:
                 self._record(seen["pixels"], line)
 
     def _record(self, pixels: dict[str, np.ndarray], line: dict[str, Any]) -> None:
@@ -197,7 +200,11 @@ class Loop:
     def _checked(self, state: np.ndarray, line: dict[str, Any]) -> tuple[np.ndarray | None, list[str]]:
         """The row to send, or None; a wish that is no number stops every mode."""
         wish = line.get("wish")
-        safe, clamped = (None, []) if wish is None else self.guard.check(wish, state)
+        try:
+            safe, clamped = (None, []) if wish is None else self.guard.check(wish, state)
+        except Stopped:
+            line["refused"] = line.pop("wish")
+            raise
         if self.settings.mode == "shadow" and self.person is not None:
             return replace(self.guard, low=None, high=None).check(self.person.row(), state)
         if not self._must_send():
@@ -238,7 +245,7 @@ class Loop:
         if not self.report.sent or self.settings.mode == "dream":
             return
         try:
-            self.report.held = self.body.hold()
+            self.report.held = self.body.hold(self.state)
         except Stopped as stopped:
             self.report.notes.append(f"the robot could not be held: {stopped.sentence}")
             return

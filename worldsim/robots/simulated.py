@@ -44,7 +44,7 @@ class SimulatedBody:
         self.seen = self.env.step(row)[0]
         return row
 
-    def hold(self) -> np.ndarray | None:
+    def hold(self, last: np.ndarray | None = None) -> np.ndarray | None:
         return None
 
     def release(self) -> bool:
