@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.core.errors import UserError
-from worldsim.policies._world_modality_arms import Arm, arm
+from worldsim.policies._world_modality_arms import arm
 from worldsim.policies._world_modality_blocks import Encoder, Looking, Memory, Rows
 
 LEAST = 4
@@ -325,6 +325,3 @@ class _Counted(ModalityNet):
 
     def _begin(self, seed: int) -> None:
         pass
-
-
-__all__ = ["Arm", "ModalityNet", "NetSpec", "Prediction", "Segments", "parameters"]
