@@ -7,7 +7,7 @@ see is in ``_world_modality_arms``; how it is trained in ``commands._train_world
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,7 +122,7 @@ class WorldModality:
     def observe(self, observation: Mapping[str, Any]) -> None:
         """Remember one observation without acting. A dream's holds all ``frames`` and ``states`` so far: they count instead of
         what was remembered, for a policy that looks back."""
-        seen = [observation]
+        seen: Sequence[Mapping[str, Any]] = [observation]
         if self.looks_back and "frames" in observation:
             self._seen, seen = [], _so_far(observation, self.card.net.context)
         for one in seen:
