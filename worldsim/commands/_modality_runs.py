@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from worldsim.commands._modality_success import arm_of
 from worldsim.commands._policy import open_policy
 from worldsim.commands._policy_windows import Gathered, Wish, gather, require_windows
 from worldsim.core.errors import UserError
@@ -78,7 +79,7 @@ def open_runs(paths: Sequence[Path], device: str) -> list[Trained]:
     for path in paths:
         if not path.exists():
             raise UserError(f"there is no run {path}", ["worldsim", "train", "--config", "world_modality_c", "DATA"])
-        policy = open_policy(path, device=device)
+        policy = open_policy(path, device=device) if arm_of(path) else None
         if not isinstance(policy, WorldModality):
             raise UserError(
                 f"{path} is no world-modality policy", ["worldsim", "train", "--config", "world_modality_c", "DATA"]
@@ -128,7 +129,7 @@ def left_by_training(folder: Path, seeds: int, data: str | None) -> list[Path]:
             found.setdefault(arm, set()).add(int(seed))
     if not found:
         raise UserError(f"{inner} holds no run of an arm (A-0, C-2, …)", make)
-    for arm, there in found.items():
+    for arm, there in sorted(found.items()):
         if len(there) < seeds:
             known = ", ".join(str(seed) for seed in sorted(there))
             raise UserError(f"{inner} has {len(there)} of {seeds} seeds of arm {arm} ({known})", make)

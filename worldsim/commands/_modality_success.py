@@ -9,8 +9,9 @@ from typing import Any
 from worldsim.commands._modality_comparison import ORDER
 from worldsim.core.errors import UserError
 from worldsim.core.files import read_json
-from worldsim.policies import find
+from worldsim.policies._world_modality_card import POLICY
 from worldsim.report.proportions import wilson
+from worldsim.train.checkpoint import CARD
 
 
 def read(folders: Sequence[str]) -> dict[str, Any] | None:
@@ -43,14 +44,13 @@ def read(folders: Sequence[str]) -> dict[str, Any] | None:
     return {"rows": _rows(counts), "protocol": protocol, "comments": _comments(counts)} if counts else None
 
 
-def arm_of(policy: str) -> str | None:
-    """The arm of a run folder; None for another kind of policy."""
-    if not Path(policy).exists():
-        return None
-    folder = find(Path(policy))
-    card = folder / "card.json" if folder else None
-    found = read_json(card) if card and card.is_file() else {}
-    return found.get("arm") if found.get("policy") == "world-modality" else None
+def arm_of(policy: str | Path) -> str | None:
+    """The arm of a run folder or its checkpoint; None for anything else."""
+    for card in (Path(policy) / "checkpoint" / CARD, Path(policy) / CARD):
+        if card.is_file():
+            found = read_json(card)
+            return found.get("arm") if found.get("policy") == POLICY else None
+    return None
 
 
 def _protocol(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
