@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -110,37 +111,82 @@ def test_limits_come_from_the_calibration(bus, tmp_path) -> None:
     assert (body.action_space.low[0], body.action_space.high[0]) == (-10, 20)
 
 
-def test_a_camera_of_lerobots_shows_its_frames_in_rgb(bus, tmp_path, monkeypatch) -> None:
-    """LeRobot's OpenCV camera on a video file in place of a device; a red picture stays red."""
+@pytest.fixture
+def camera(tmp_path, monkeypatch) -> dict:
+    """LeRobot's OpenCV camera on a video file in place of a device, shown again and again; ``camera["dead"] = True`` unplugs it."""
     from lerobot.cameras.opencv import OpenCVCamera
 
-    for setting in ("_validate_width_and_height", "_validate_fps"):  # a file cannot be set, it is as it is
-        monkeypatch.setattr(OpenCVCamera, setting, lambda self: None)
     film = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 30, (128, 64))
     for index in range(40):
         frame = painted.paint(index, 64, 128)
         frame[32:] = (200, 30, 30)
-        writer.write(frame[..., ::-1])
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
     writer.release()
-    camera = {"type": "opencv", "index_or_path": str(film), "width": 128, "height": 64, "fps": 30, "warmup_s": 0}
-    body = arm(tmp_path, cameras={"front": camera})
+    made = {"type": "opencv", "index_or_path": str(film), "width": 128, "height": 64, "fps": 30, "warmup_s": 0}
+    state = {"dead": False, "config": made}
+    read = OpenCVCamera._read_from_hardware
+
+    def again(self):
+        time.sleep(0.005)
+        if state["dead"]:
+            raise RuntimeError(f"{self} read failed (status=False).")
+        try:
+            return read(self)
+        except RuntimeError:
+            self.videocapture.set(cv2.CAP_PROP_POS_FRAMES, 0)
+            return read(self)
+
+    monkeypatch.setattr(OpenCVCamera, "_read_from_hardware", again)
+    for setting in ("_validate_width_and_height", "_validate_fps"):  # a file cannot be set, it is as it is
+        monkeypatch.setattr(OpenCVCamera, setting, lambda self: None)
+    return state
+
+
+def test_a_camera_of_lerobots_shows_its_frames_in_rgb(bus, tmp_path, camera) -> None:
+    """A red picture stays red."""
+    body = arm(tmp_path, cameras={"front": camera["config"]})
     assert body.cameras == {"front": (64, 128)}
     body.connect()
     try:
         frame = body.observe()["pixels"]["front"]
     finally:
-        body.disconnect()
+        assert body.disconnect() is None
     assert painted.read_index(frame) < 40
     red, green, blue = frame[48:].reshape(-1, 3).mean(0)
     assert red > 150 > 80 > max(green, blue)
 
 
+def look_for(seconds: float, body: LeRobotArm) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        body.observe()
+        time.sleep(0.02)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_unplugged_camera_stops_and_the_arm_is_held_and_let_go(bus, tmp_path, camera) -> None:
+    """LeRobot then neither reads the joints nor disconnects; the arm is held where it was seen last, and its bus closed."""
+    body = arm(tmp_path, cameras={"front": camera["config"]})
+    body.connect()
+    state = body.observe()["agent_pos"]
+    camera["dead"] = True
+    with pytest.raises(Stopped) as stopped:
+        look_for(20, body)
+    assert stopped.value.by == "camera"
+    assert body.hold(state).tolist() == state.tolist()
+    body.disconnect()
+    assert not bus.is_connected
+    assert bus.disconnect.call_args.args == (True,)
+
+
 def test_the_fake_is_driven_by_lerobots_own_factory(tmp_path) -> None:
+    from lerobot.configs.parser import load_plugin
     from lerobot.robots import make_robot_from_config
 
     robot = make_robot_from_config(fake.FakeConfig(calibration_dir=tmp_path))
     assert isinstance(robot, fake.Fake)
+    load_plugin("worldsim.robots")
     with robot:
         assert set(robot.get_observation()) == set(robot.observation_features)
     assert not robot.is_connected

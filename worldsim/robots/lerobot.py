@@ -193,10 +193,14 @@ class LeRobotArm:
     def _ask(self, doing: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except TimeoutError as error:
-            raise Stopped("camera", f"robot {self.kind}, {doing}: {_said(error)}") from error
         except Exception as error:  # drivers raise anything, and the arm must be stopped whatever it is
-            raise Stopped("motor", f"robot {self.kind} failed while {doing}: {_said(error)}") from error
+            by = "camera" if isinstance(error, TimeoutError) or self._is_camera(str(error)) else "motor"
+            raise Stopped(by, f"robot {self.kind} failed while {doing}: {_said(error)}") from error
+
+    def _is_camera(self, text: str) -> bool:
+        """Whether one of LeRobot's cameras says this: they begin with their own name."""
+        cameras = getattr(self.robot, "cameras", None)
+        return isinstance(cameras, Mapping) and any(str(camera) in text for camera in cameras.values())
 
     def _open_parts(self) -> list[Any]:
         """The motor bus and the cameras, as far as they are connected; the bus first."""
