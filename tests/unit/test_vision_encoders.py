@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,20 @@ def test_random_filters_see_where_things_are() -> None:
     rows = encoder.pooled(np.stack([moving.picture(np.array([at])) for at in places]))[:, 0]
     gaps = torch.cdist(rows, rows) + torch.eye(9) * 1e9
     assert all(abs(int(near) - k) == 1 for k, near in enumerate(gaps.argmin(1)))
+
+
+def test_random_filters_give_the_same_bits_everywhere() -> None:
+    """In a batch or alone, in float64 as in float32, and as on the machine where this was written."""
+    encoder, pictures = _vision.load("random-conv"), frames(20)
+    pictures[10:] //= 4
+    view, together = encoder.view(pictures), encoder(pictures)
+    alone = torch.cat([encoder(picture[None]).summary for picture in pictures])
+    assert torch.equal(together.summary, alone)
+    maps, summary = encoder.module.double()(view.double())
+    assert torch.equal(summary, together.summary.double())
+    assert torch.equal(maps.flatten(2).movedim(1, 2), together.patches.double())
+    digest = hashlib.sha256(together.summary.numpy().tobytes() + together.patches.contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == "9dc243baa09e9203"
 
 
 @pytest.mark.parametrize("name", ["fsq-frame", "fsq-compressive"])
