@@ -89,14 +89,16 @@ def test_a_trained_policy_acts_in_the_simulator(tmp_path):
     """A world-modality arm that looks back, with its tokenizer, from its run folder; another camera is refused by name."""
     env = simulators.make("pusht", size=64)
     folder = modality_twins.write(tmp_path / "run", env)
-    result, _ = run(tmp_path / "out", policy=(str(folder), "scripted:random"), steps=6)
+    result, _ = run(tmp_path / "out", policy=(str(folder), "scripted:random"), steps=9)
     assert [row["trials"] for row in result.metrics["rows"]] == [3, 3]
     other = modality_twins.write(tmp_path / "other", env, camera="eye", cameras={"eye": (64, 64)})
     with pytest.raises(UserError, match=r"sees a camera 'eye', pusht shows top") as refused:
         run(tmp_path / "out2", policy=(str(other),), steps=6)
     assert refused.value.command == "again rename.eye=top"
-    renamed, _ = run(tmp_path / "out3", policy=(str(other),), steps=6, rename={"eye": "top"})
+    renamed, _ = run(tmp_path / "out3", policy=(str(other),), steps=9, rename={"eye": "top"})
     assert counted(renamed.metrics["rows"])[0] == {**counted(result.metrics["rows"])[0], "policy": str(other)}
+    first, second = (np.load(next((tmp_path / name / "films").glob("0-*/1.npz")))["top"] for name in ("out", "out3"))
+    assert np.array_equal(first, second), "the same weights through another name, the frames between two chunks included"
     with pytest.raises(UserError, match=r"rename.wrist: no policy has a camera"):
         run(tmp_path / "out4", policy=(str(folder),), steps=6, rename={"wrist": "top"})
 
@@ -140,6 +142,31 @@ def test_dreams_are_judged_and_agree_with_a_simulators_rows(tmp_path, echo):
 def _dream(values: dict) -> dict:
     _, base = load_recipe("eval-policy", "smoke")
     return {**base["dream"], **values}
+
+
+def test_from_the_command_line(worldsim, tmp_path):
+    """Also the second time, when it is done, and a folder of another run in its place."""
+    words = [
+        "eval",
+        "policy",
+        "--config",
+        "smoke",
+        "--env",
+        "pusht",
+        "--policy",
+        "scripted:push",
+        "--set",
+        "steps=3",
+        "--json",
+    ]
+    for _ in range(2):
+        code, out, err = worldsim(*words, "--out", str(tmp_path / "run"))
+        assert code == 0, err
+        (row,) = json.loads(out)["metrics"]["rows"]
+        assert (row["policy"], row["trials"]) == ("scripted:push", 3)
+    code, _, err = worldsim(*words, "--out", str(tmp_path / "run"), "--policy", "scripted:sine")
+    assert code == 1
+    assert "another config" in err
 
 
 def test_what_is_wrong_is_said_by_key(tmp_path):

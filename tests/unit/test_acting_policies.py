@@ -149,10 +149,16 @@ MINE = PolicyNeeds({"top": (32, 32)}, ("x", "y"), ActionSpec(("a", "b"), ("px", 
         ({"cameras": {"wrist": (32, 32)}}, "sees a camera 'wrist', the plane shows top"),
         ({"state_names": ("x",)}, "reads a state of 1 numbers, the plane has 2: x, y"),
         ({"state_names": ("u", "v")}, "reads the state u, v, the plane has x, y"),
-        ({"fps": 30.0, "action_spec": replace(MINE.action_spec, rate=30.0)}, "30 observations per second, the plane gives 10"),
+        (
+            {"fps": 30.0, "action_spec": replace(MINE.action_spec, rate=30.0)},
+            "30 observations per second, the plane gives 10",
+        ),
         ({"action_spec": replace(MINE.action_spec, names=("a", "c"))}, r"differ in names"),
         ({"action_spec": replace(MINE.action_spec, mode="absolute")}, r"differ in mode"),
-        ({"action_spec": replace(MINE.action_spec, units=("px", "m"))}, "the action 'b' of mine is in m, that of the plane in px"),
+        (
+            {"action_spec": replace(MINE.action_spec, units=("px", "m"))},
+            "the action 'b' of mine is in m, that of the plane in px",
+        ),
         ({"action_spec": ActionSpec.unknown(3, 10.0)}, "differ in dim: 3 and 2"),
     ],
 )

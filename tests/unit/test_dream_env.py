@@ -47,9 +47,9 @@ def test_rows_under_way_act_first(monkeypatch):
     """With a delay of 2 the dream begins at frame 2, and the rows recorded before it act before any of the policy's."""
     source, acted = painted.PaintedSource(2, 9), []
 
-    def imagine(scene, context, row, seed, past):
-        acted.append((painted.read_index(context[-1]) % 1000, row[0], len(context)))
-        return context[-1]
+    def imagine(scene, context, rows, seed, past):
+        acted.append((painted.read_index(context[-1]) % 1000, rows[0, 0], len(context)))
+        return context[-1:]
 
     spec = SceneSpec("cam_top", 1, delay=2, history=4)
     low, high = np.full(7, -99.0, np.float32), np.full(7, 99.0, np.float32)
@@ -64,11 +64,28 @@ def test_rows_under_way_act_first(monkeypatch):
     assert truncated == [False, False, False, True]
 
 
+def test_a_dream_that_is_told_again_begins_with_recorded_frames():
+    """``whole``: the recorded context, every row so far and one noise; what it shows is the last frame."""
+    source, asked = painted.PaintedSource(1, 9), []
+
+    def imagine(scene, context, rows, seed, past):
+        asked.append((len(context), rows[:, 0].tolist(), seed))
+        return np.stack([np.full_like(context[-1], 10 * len(rows) + k) for k in range(len(rows))])
+
+    box = (np.full(7, -99.0, np.float32), np.full(7, 99.0, np.float32))
+    env = Dream(imagine, Setting(source, [0], SceneSpec("cam_top", 1), *box, whole=True))
+    env.reset(seed=0)
+    shown = [int(env.step(np.full(7, float(k)))[0]["pixels"]["cam_top"][0, 0, 0]) for k in range(3)]
+    assert [(length, rows) for length, rows, _ in asked] == [(1, [0.0]), (1, [0.0, 1.0]), (1, [0.0, 1.0, 2.0])]
+    assert len({seed for *_, seed in asked}) == 1
+    assert shown == [10, 21, 32]
+
+
 def test_anywhere_begins_where_the_seed_draws(monkeypatch):
     source = painted.PaintedSource(1, 30)
     spec = SceneSpec("cam_top", 1, history=2)
     box = (np.full(7, -1.0, np.float32), np.full(7, 1.0, np.float32))
-    env = Dream(lambda scene, context, row, seed, past: context[-1], Setting(source, [0], spec, *box, anywhere=True))
+    env = Dream(lambda scene, context, rows, seed, past: context[-1:], Setting(source, [0], spec, *box, anywhere=True))
     begins = [painted.read_index(env.reset(seed=seed)[0]["pixels"]["cam_top"]) % 1000 for seed in range(12)]
     assert begins == [painted.read_index(env.reset(seed=seed)[0]["pixels"]["cam_top"]) % 1000 for seed in range(12)]
     assert len(set(begins)) > 5

@@ -31,6 +31,7 @@ class Wanted:
         camera: the model's own when None. state: ``auto``, ``targets`` or ``start``, see ``commands._policy_actions.Wanted``.
         anywhere: whether dreams begin at a frame that the seed draws. limit: steps until truncation; 0 never.
         judge: registered name of a judge; None leaves ``is_success`` False.
+        whole: ``Setting.whole``; None tells a dream again where the model sees one frame of history only.
         steps, guidance, temperature, top_k: how the model samples, as in ``infer``.
     """
 
@@ -42,6 +43,7 @@ class Wanted:
     anywhere: bool = False
     limit: int = 0
     judge: str | None = None
+    whole: bool | None = None
     steps: int | None = None
     guidance: float | None = None
     temperature: float | None = None
@@ -81,6 +83,7 @@ def open_dream(wanted: Wanted, *, device: str = "cpu", seed: int = 0, note: Call
         follows=_policy_actions.state_follows(source.card, wanted.state, "a dream"),
         anywhere=wanted.anywhere,
         limit=wanted.limit,
+        whole=wanted.whole if wanted.whole is not None else studio.needs.context_frames == 1,
     )
     if not setting.follows and source.card.state_names:
         note("the robot's state in the dream stays what was recorded at its start: a policy that reads it is misled")
@@ -91,11 +94,11 @@ def open_dream(wanted: Wanted, *, device: str = "cpu", seed: int = 0, note: Call
 
 
 def imagine_with(studio: Studio) -> Callable[[Scene, np.ndarray, np.ndarray, int, np.ndarray | None], np.ndarray]:
-    """One frame per call, by the very function that ``infer`` imagines with."""
+    """One frame per row, by the very function that ``infer`` imagines with."""
 
-    def imagine(scene: Scene, context: np.ndarray, row: np.ndarray, seed: int, past: np.ndarray | None) -> np.ndarray:
+    def imagine(scene: Scene, context: np.ndarray, rows: np.ndarray, seed: int, past: np.ndarray | None) -> np.ndarray:
         before = None if past is None else past[None]
-        return studio.answers([scene], context[None], row[None, None, None], 1, [seed], before)[0, 0, 0]
+        return studio.answers([scene], context[None], rows[None, :, None], 1, [seed], before)[0, 0]
 
     return imagine
 

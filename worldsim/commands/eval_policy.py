@@ -40,6 +40,8 @@ class Dreaming:
         state: where the robot's state comes from: ``targets`` (the actions), ``start`` (as recorded), ``auto``.
         anywhere: begin at a frame that the seed draws, not at the first.
         judge: registered name of who decides success; null: nobody does, and no rate is given.
+        whole: imagine each dream again from its recorded beginning at every step (``docs/closed-loop.md``); null: where the
+            model sees one frame of history only.
         steps, guidance, temperature, top_k: how the model samples; its own values when null.
     """
 
@@ -50,6 +52,7 @@ class Dreaming:
     state: _policy_actions.State = "auto"
     anywhere: bool = False
     judge: str | None = None
+    whole: bool | None = None
     steps: int | None = None
     guidance: float | None = None
     temperature: float | None = None
@@ -135,7 +138,7 @@ def run(config: Config, context: RunContext) -> Result:
 
 def _inputs(config: Config) -> dict[str, str]:
     """Name -> path of everything on disk that the result depends on."""
-    named = {f"policy {k}": text for k, text in enumerate(config.policy)}
+    named = {f"policy {k}": text.removeprefix("replay:").partition("#")[0] for k, text in enumerate(config.policy)}
     named |= {key: str(value) for key in ("world", "data") if (value := getattr(config.dream, key))}
     named |= {"truth": config.truth} if config.truth else {}
     return {key: text for key, text in named.items() if Path(text).exists()}
@@ -164,7 +167,7 @@ def _dream(config: Config, context: RunContext) -> Environment:
     world, data = _dream_env.require_world(dream.world, dream.data)
     sampling = {key: getattr(dream, key) for key in ("steps", "guidance", "temperature", "top_k")}
     wanted = _dream_env.Wanted(
-        world, data, dream.scenes, dream.camera, dream.state, dream.anywhere, 0, dream.judge, **sampling
+        world, data, dream.scenes, dream.camera, dream.state, dream.anywhere, 0, dream.judge, dream.whole, **sampling
     )
     return _dream_env.open_dream(wanted, device=context.device, seed=context.seed, note=context.note)
 

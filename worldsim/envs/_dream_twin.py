@@ -46,9 +46,12 @@ class Blocks:
         """Nothing is open."""
 
 
-def slide(scene: Scene, context: np.ndarray, row: np.ndarray, seed: int, past: np.ndarray | None) -> np.ndarray:
-    """The last frame, moved by the action's x and y pixels."""
-    return np.roll(context[-1], (round(float(row[1])), round(float(row[0]))), axis=(0, 1))
+def slide(scene: Scene, context: np.ndarray, rows: np.ndarray, seed: int, past: np.ndarray | None) -> np.ndarray:
+    """The last frame, moved by each action's x and y pixels."""
+    out = [context[-1]]
+    for row in rows:
+        out.append(np.roll(out[-1], (round(float(row[1])), round(float(row[0]))), axis=(0, 1)))
+    return np.stack(out[1:])
 
 
 def twin() -> tuple[Imagine, Setting]:

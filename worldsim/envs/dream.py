@@ -30,8 +30,8 @@ CARD = {
     "license": "Apache-2.0",
 }
 Imagine = Callable[[Scene, np.ndarray, np.ndarray, int, np.ndarray | None], np.ndarray]
-"""Scene, context ``[T0, H, W, 3]``, the row that acts ``[A]``, a noise seed and the rows before it ``[t, 1, A]`` or None ->
-the next frame, uint8 ``[H, W, 3]``."""
+"""Scene, context ``[T0, H, W, 3]``, the rows that act ``[n, A]``, a noise seed and the rows before them ``[t, 1, A]`` or None ->
+the next n frames, uint8 ``[n, H, W, 3]``."""
 Judge = Callable[[np.ndarray, np.ndarray], bool]
 """Frames so far ``[T, H, W, 3]`` and the recorded episode's last frame ``[H, W, 3]`` -> whether the task is done."""
 
@@ -47,6 +47,8 @@ class Setting:
         follows: whether the robot's state after a step is the action row; else it stays as recorded.
         anywhere: whether a dream begins at any frame that the seed draws, not at the first that has its history.
         limit: steps after which an episode is truncated; 0 never.
+        whole: whether each step imagines the dream again from its recorded beginning with all actions so far, and shows the
+            last frame; else it goes on from the frames that it has imagined.
     """
 
     source: EpisodeSource
@@ -57,6 +59,7 @@ class Setting:
     follows: bool = False
     anywhere: bool = False
     limit: int = 0
+    whole: bool = False
 
 
 @register("envs")
@@ -138,6 +141,7 @@ class Dream(gymnasium.Env):
         scene = scenes.cut(episode, spec, 1, np.zeros((0, 1, self.action_spec.dim), np.float32), truth=False)
         if self.judge is not None:
             self._goal = scenes.cut(episode, replace(spec, start=episode.num_frames - 1), 1, scene.actions, truth=False)
+        self._acted: list[np.ndarray] = []
         self._past = scenes.past_actions(episode.actions, spec, 1)
         start = Start.of(episode, spec, 1)
         self._dream = Unfolding.begin(scene, start, self._names, follows=setting.follows, seed=seed)
@@ -152,15 +156,23 @@ class Dream(gymnasium.Env):
         dream, row = self.dream, np.asarray(action, np.float32)
         dream.rows.append(row)
         acting = dream.take(1)
-        context, noise = dream.frames[-self.setting.spec.history :], dream.noise(self._turn)
-        frame = self.imagine(dream.scene, context, acting[0], noise, self._past)
+        frame = self._next(acting)
         dream.watch(frame[None], acting)
-        if self._past is not None:
-            self._past = np.concatenate([self._past, acting[None]])
+        self._acted.append(acting)
         self._turn += 1
         done = self.judge is not None and bool(self.judge(dream.frames, self._goal.context[-1]))
         truncated = bool(self.setting.limit) and self._turn >= self.setting.limit
         return self._observe(), float(done), False, truncated, {"is_success": done, "episode": dream.scene.episode}
+
+    def _next(self, acting: np.ndarray) -> np.ndarray:
+        """The frame after the row ``[1, A]``. Noise is new at every step, but one for all of a dream that is told again."""
+        dream = self.dream
+        if self.setting.whole:
+            rows = np.concatenate([*self._acted, acting])
+            return self.imagine(dream.scene, dream.scene.context, rows, dream.noise(0), self._past)[-1]
+        past = None if self._past is None else np.concatenate([self._past, *(row[None] for row in self._acted)])
+        context = dream.frames[-self.setting.spec.history :]
+        return self.imagine(dream.scene, context, acting, dream.noise(self._turn), past)[-1]
 
     def _observe(self) -> dict[str, Any]:
         seen = self.dream.observation()

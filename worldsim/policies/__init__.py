@@ -19,7 +19,7 @@ from worldsim.core.files import read_json
 from worldsim.core.protocols import Environment, EpisodeSource, LearnedPolicy, Policy
 from worldsim.core.types import PolicyNeeds
 
-CARD_FILE, LEROBOT_FILE, TOKENIZER = "card.json", "config.json", "tokenizer"
+CARD_FILE, TOKENIZER, EPOCH = "card.json", "tokenizer", ".pt"
 FORMS = "scripted:NAME[,key=value], replay:DATA[#EPISODE], remote:URL, or a folder with a trained policy"
 
 
@@ -41,7 +41,8 @@ def load(
 
     Args:
         text: ``scripted:NAME[,key=value]``; ``replay:DATA[#EPISODE]``; ``remote:URL``; a run folder of this program
-            (``card.json`` with ``policy``); or the folder of a LeRobot policy, also an output folder of lerobot-train.
+            (``card.json`` with ``policy``) or one of its ``logs/*.pt``; or the folder of a LeRobot policy, also an output
+            folder of lerobot-train.
         env: where it acts; scripted policies need it, a learned one takes the task's words from it.
         device: of a network.
         tokenizer_loader: ``tokenizers.load`` for policies whose checkpoint holds a tokenizer.
@@ -54,13 +55,15 @@ def load(
     kind, colon, rest = text.partition(":")
     if colon and not path.exists():
         return _plugin(kind, rest, text, env, open_dataset)
+    if path.suffix == EPOCH and path.is_file():
+        return _trained(path, path.parent.parent / "checkpoint", device, tokenizer_loader)
     folder = find(path)
     if folder is None:
         raise UserError(
             f"there is no policy '{text}': a policy is {FORMS}", ["ls", path.parent if path.parent != path else "."]
         )
     if (folder / CARD_FILE).is_file():
-        return _trained(folder, device, tokenizer_loader)
+        return _trained(folder, folder, device, tokenizer_loader)
     return registry.get("policies", "lerobot").load(folder, device, task=getattr(env, "task_description", ""))
 
 
@@ -83,17 +86,18 @@ def _plugin(
         raise UserError(f"the policy {text}: {error}") from error
 
 
-def _trained(folder: Path, device: str, tokenizer_loader: Callable[[Path, str], Any] | None) -> Policy:
+def _trained(source: Path, folder: Path, device: str, tokenizer_loader: Callable[[Path, str], Any] | None) -> Policy:
+    """The weights in ``source`` (a checkpoint, or one epoch's file of the run) with the card and tokenizer in ``folder``."""
     card = read_json(folder / CARD_FILE)
     name = card.get("policy") if isinstance(card, dict) else None
     if not name:
         raise UserError(f"{folder / CARD_FILE} names no policy (key 'policy'): this is another kind of model")
     plugin = registry.get("policies", name)
     if not (folder / TOKENIZER).is_dir():
-        return plugin.load(folder, device)
+        return plugin.load(source, device)
     if tokenizer_loader is None:
         raise UserError(f"the policy {folder} needs its tokenizer, and whoever opened it handed in no loader for it")
-    return plugin.load(folder, device, tokenizer=tokenizer_loader(folder / TOKENIZER, device))
+    return plugin.load(source, device, tokenizer=tokenizer_loader(folder / TOKENIZER, device))
 
 
 def find(path: Path) -> Path | None:
@@ -140,6 +144,11 @@ class Renamed:
     def fork(self) -> Renamed:
         """Without it, the inner policy's own would be found, which knows other names."""
         return Renamed(self.policy.fork(), self.names)  # type: ignore[attr-defined]
+
+    @property
+    def looks_back(self) -> bool:
+        """Stated here, because ``isinstance`` with a protocol does not see what :meth:`__getattr__` finds."""
+        return bool(getattr(self.policy, "looks_back", False))
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         return self.policy.act(self._as_known(observation))
