@@ -19,6 +19,8 @@ from worldsim.core.errors import UserError, again
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
 
+LEFT = "runs/train/world_modality_all"
+
 
 @config
 class Config:
@@ -27,7 +29,8 @@ class Config:
     Attributes:
         data: dataset folder, any format. columns: where its columns lie; the dataset itself when null.
         model: run folders of ``train --config world_modality_…``, any arms, seeds and shares of the data.
-        all_arms: instead, every arm and seed that ``train --config world_modality_all`` left in ``runs``.
+        all_arms: instead, every arm and seed that ``train --config world_modality_all`` left in ``runs``
+            (``runs/train/world_modality_all`` when null).
         seeds: with ``all_arms``, the first so many seeds of every arm; an arm with fewer is refused.
         episodes: as in ``infer``; the held-out ones when null. Episodes that a run was trained on are refused.
         interventions: corruptions of the world input (see ``eval intervene``); ``[]`` for none. delay: of ``stale`` tokens, frames.
@@ -42,7 +45,7 @@ class Config:
     model: tuple[str, ...] = ()
     all_arms: bool = False
     seeds: int = 3
-    runs: str = "runs/train/world_modality_all"
+    runs: str | None = None
     episodes: str | None = None
     interventions: tuple[str, ...] = QUICK
     delay: int = 8
@@ -95,7 +98,7 @@ def paths(config: Config) -> list[Path]:
         UserError: none was named.
     """
     if config.all_arms:
-        return left_by_training(Path(config.runs), config.seeds, config.data)
+        return left_by_training(Path(config.runs or LEFT), config.seeds, config.data)
     if not config.model:
         raise UserError("no run was named: give --model RUN, or --all-arms", again(all_arms="true"))
     return [Path(text) for text in config.model]
