@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
-from tests import dreams, painted
+from tests import dreams, modality_twins, painted
 from tests.conftest import ROOT
+from worldsim import robots
 from worldsim.commands import _dream_env
 from worldsim.core.files import read_json
 from worldsim.data import robot_log as logs
@@ -367,3 +370,51 @@ def test_a_dream_is_driven_by_the_same_loop(acting, worldsim, tmp_path, monkeypa
     assert shown == list(range(shown[0], shown[0] + 6))
     assert episode.actions[:, 0].tolist() == shown
     assert read_json(Path("run/result.json"))["metrics"]["robot"] == "dream"
+
+
+def test_a_policy_that_looks_back_is_shown_every_frame_once(acting, patient, drive, monkeypatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Acting, "looks_back", True, raising=False)
+    monkeypatch.setattr(Acting, "observe", lambda self, observation: seen.append(index_of(observation)), raising=False)
+
+    def chunk(call, observation):
+        seen.append(index_of(observation))
+        return np.zeros((4, JOINTS))
+
+    acting(chunk)
+    code, err, _, _ = drive("watch", "execute=4", steps=10)
+    assert code == 0, err
+    assert seen[1:10] == list(range(seen[1], seen[1] + 9)), "after the warm-up: asked at 0, 4, 8, shown the others"
+
+
+class Shown:
+    """What ``modality_twins.write`` asks of an environment, for the fake robot."""
+
+    def __init__(self, body, fps: float) -> None:
+        self.observation_space = {
+            "pixels": spaces.Dict({n: spaces.Box(0, 255, (*s, 3), np.uint8) for n, s in body.cameras.items()})
+        }
+        self.action_space, self.state_names, self.fps = body.action_space, body.state_names, fps
+        self.action_spec = replace(body.action_spec, rate=fps)
+
+
+def test_a_world_modality_policy_drives_at_its_own_rate_and_its_tokens_are_logged(worldsim, patient, tmp_path) -> None:
+    """Frame -> embedding -> token -> policy -> first row, from a checkpoint alone; clamped to its training range."""
+    run = modality_twins.write(tmp_path / "policy", Shown(robots.make({"type": "fake"}, 20), 20.0))
+    words = ["--policy", str(run), "--robot", "fake", "--mode", "live", "--seconds", "0.4"]
+    more = [word for pair in QUICK if not pair.startswith("film") for word in ("--set", pair)]
+    code, _, err = worldsim("robot", "run", *words, *more, "--out", "run")
+    assert code == 0, err
+    metrics = read_json(Path("run/result.json"))["metrics"]
+    assert (metrics["hz"], metrics["steps"]) == (20.0, 8)
+    episode = open_dataset(Path("run/log")).episode(0)
+    assert episode.extras["world_token"].shape[0] == episode.extras["world_future"].shape[0] == 8
+    steps = logs.read_steps(logs.episodes(Path("run/log"))[0])
+    assert [len(step["future"]) for step in steps] == [modality_twins.FUTURE] * 8
+    assert Path("run/film.mp4").stat().st_size > 1000
+    code, _, err = worldsim("robot", "run", *words, *more, "--out", "other", "--hz", "10")
+    assert code == 1
+    assert "20 observations per second" in err
+    code, _, err = worldsim("robot", "run", *words, *more, "--out", "other", "--set", "robot.cameras=[left]")
+    assert code == 1
+    assert "sees a camera 'front'" in err

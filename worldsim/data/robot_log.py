@@ -141,8 +141,9 @@ class EpisodeLog:
         """
         self.waiting.put(None)
         self.thread.join()
-        for file in (self.lines, *self.films.values()):
-            file.close()
+        self.lines.close()
+        for film in self.films.values():
+            film.close()
         if self.failed is not None:
             raise self.failed
         write_json(self.folder / END, {"steps": self.count, **end})
@@ -215,7 +216,7 @@ def frames(episode: Path, camera: str, steps: list[dict[str, Any]], size: tuple[
 
     def rows(indices: np.ndarray) -> np.ndarray:
         with path.open("rb") as film:
-            pictures = [_decoded(film, path, *places[k], size) for k in indices]
+            pictures = [_decoded(film, path, places[k], size) for k in indices]
         return np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -225,9 +226,11 @@ def frames(episode: Path, camera: str, steps: list[dict[str, Any]], size: tuple[
     return FrameStream(len(places), *size, blocks, rows)
 
 
-def _decoded(film: BinaryIO, path: Path, offset: int, count: int, size: tuple[int, int]) -> np.ndarray:
+def _decoded(film: BinaryIO, path: Path, place: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """The picture at ``place`` = (offset, bytes)."""
     import cv2
 
+    offset, count = place
     film.seek(offset)
     picture = cv2.imdecode(np.frombuffer(film.read(count), np.uint8), cv2.IMREAD_COLOR)
     if picture is None or picture.shape[:2] != size:

@@ -78,9 +78,9 @@ class Fake(Robot):
         self.config = config
         self.connected = False
         self.seen = self.sent = 0
-        self.position = np.zeros(len(JOINTS))
+        self.position: np.ndarray = np.zeros(len(JOINTS))
         self.position[-1] = 50.0
-        self.target = self.position.copy()
+        self.target: np.ndarray = self.position.copy()
         self.moved = time.monotonic()
         self.pictures: dict[str, np.ndarray] = {}
 

@@ -101,7 +101,8 @@ class Loop:
         real = self.settings.mode != "dream"
         self.cameras = CameraWatch(self.settings.max_age if real else float("inf"))
         self.lateness = LateWatch(1 / self.settings.hz, self.settings.late_periods if real else float("inf"))
-        self.thinker, self.asked_at = Thinker(self.policy), None
+        self.thinker = Thinker(self.policy)
+        self.asked_at: int | None = None
         self.wish: np.ndarray | None = None
         self.last: np.ndarray | None = None
         self.world: dict[str, Any] = {}
