@@ -158,6 +158,7 @@ def test_mistakes_are_said_in_one_sentence(worldsim, tmp_path, monkeypatch):
             (*sine, "--api-key", "env:NO_SUCH_KEY"): "no NO_SUCH_KEY",
             (*sine, "--host", "no.such.host.invalid"): "cannot listen",
             (*sine, "--action-scale", "scale.csv"): "physical units",
+            (*sine, "--policy", "scripted:push"): "looks into its environment",
             (*sine, "--remote"): "cannot run with --remote",
         }.items():
             code, _, stderr = worldsim(*words)

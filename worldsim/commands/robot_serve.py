@@ -145,6 +145,11 @@ def _open(config: Config, device: str) -> tuple[Policy, ActionSpec | None]:
     scripted = config.policy.startswith("scripted:")
     world = _world(config.env or "fake", config.hz) if scripted or config.env else None
     policy = _policy.open_policy(config.policy, world, device)
+    if hasattr(policy, "steering"):  # push, wander: it asks the environment where its agent is
+        raise UserError(
+            f"the policy {config.policy} looks into its environment, not only at what it is shown: it cannot be served",
+            "worldsim robot serve --policy scripted:sine",
+        )
     if config.action_scale:
         policy = scaled(policy, Path(config.action_scale), config.policy)
     return policy, world.action_spec if world is not None and scripted else None

@@ -150,7 +150,6 @@ class Service:
     def health(self) -> dict[str, Any]:
         return {
             "status": "stopping" if self.stopping else "ok",
-            "policy": self.name,
             "answered": self.counts[200],
             "refused": sum(number for status, number in self.counts.items() if status != 200),
             "waiting": self.turns.taken,
