@@ -55,14 +55,7 @@ def imagination_film(
 
     Writes ``<name>.mp4`` and ``<name>.gif`` into ``folder``; returns the second's file name. Arguments as above.
     """
-    height, width = frames.shape[1:3]
-    future = predicted.shape[1]
-    panels = {
-        "camera, now": frames[starts],
-        f"predicted token, +{future}": fitted(predicted[:, -1], height, width),
-        f"camera, +{future}": frames[starts + future],
-    }
-    film = side_by_side(panels)
+    film = side_by_side(panels(frames, starts, predicted))
     write_mp4(folder / f"{name}.mp4", film, fps)
     pictures = [Image.fromarray(frame) for frame in film]
     with replacing(folder / f"{name}.gif") as temporary:
@@ -70,3 +63,13 @@ def imagination_film(
             temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
         )
     return f"{name}.gif"
+
+
+def panels(frames: np.ndarray, starts: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """The film's three panels, label -> uint8 ``[n, H, W, 3]``."""
+    future = predicted.shape[1]
+    return {
+        "camera, now": frames[starts],
+        f"predicted token, +{future}": fitted(predicted[:, -1], *frames.shape[1:3]),
+        f"camera, +{future}": frames[starts + future],
+    }
