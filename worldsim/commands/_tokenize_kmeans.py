@@ -66,6 +66,7 @@ def run(config: Any, context: RunContext) -> Result:
         camera = choose_camera(source, config.camera, "tokenize-world")
         split = split_episodes(source.ids(), source.card.splits)
         work = Work(config, context, data, root, source, camera, split, columns.dataset_fingerprint(data))
+        _require_episodes(work)
         tokenizer, rejected = _given(work) if config.checkpoint else _fitted(work)
         wanted = [name for ids in work.parts.values() for name in ids]
         told = _world_tokens.fill(
@@ -77,6 +78,15 @@ def run(config: Any, context: RunContext) -> Result:
         return _report(work, tokenizer, told, rejected)
     finally:
         source.close()
+
+
+def _require_episodes(work: Work) -> None:
+    """
+    Raises:
+        UserError: there is no such part of the split, or nothing in it.
+    """
+    if not any(work.parts.values()):
+        raise UserError(f"no episode of {work.data} is in the split part '{work.config.split}'", again(split="all"))
 
 
 def _given(work: Work) -> tuple[KMeans, dict[str, str]]:

@@ -85,7 +85,7 @@ def _notes(notes: Sequence[str]) -> list[Block]:
 
 def _vocabulary(statistics: Mapping[str, Mapping[str, Any]]) -> Grid:
     columns = ["split", "episodes", "tokens", "codes", "codes used", "entropy (nats)", "effective vocabulary"]
-    rows = [
+    rows: list[list[str | Value | None]] = [
         [
             part,
             *(Value(one[key], form=".0f") for key in ("episodes", "tokens", "codes", "used")),
@@ -100,7 +100,7 @@ def _vocabulary(statistics: Mapping[str, Mapping[str, Any]]) -> Grid:
 def _baselines(statistics: Mapping[str, Mapping[str, Any]]) -> Grid:
     kinds = {"copy": "copy", "bigram": "bigram", "bigram_at_changes": "bigram at changes"}
     horizon = len(next(iter(statistics.values()))["copy"])
-    rows = [
+    rows: list[list[str | Value | None]] = [
         [f"{part}: {title}", *(Value(value, form=".3f") for value in one[key])]
         for part, one in statistics.items()
         for key, title in kinds.items()

@@ -5,6 +5,7 @@ A model whose file lacks a weight is refused: ``from_pretrained`` would draw it 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -63,6 +64,8 @@ class HFEncoder(VisionEncoder):
         """
         import transformers
 
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
         where = {"revision": commit} if commit else {}
         try:
             module, told = getattr(transformers, cls.Model).from_pretrained(

@@ -64,7 +64,7 @@ class Preparation:
         Raises:
             UserError: frames of another dtype or layout; floats would be divided by 255 a second time.
         """
-        batch = torch.from_numpy(np.require(frames, requirements="CW")) if isinstance(frames, np.ndarray) else frames
+        batch = torch.from_numpy(np.require(frames, requirements=["C", "W"])) if isinstance(frames, np.ndarray) else frames
         if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
             kind, shape = str(batch.dtype).removeprefix("torch."), "x".join(map(str, batch.shape))
             raise UserError(f"a vision encoder takes uint8 frames [B, H, W, 3], but was given {kind} of {shape}")
