@@ -154,9 +154,9 @@ def test_frames_and_actions_of_a_dataset_meet(tmp_path, states, rows_less):
 
 def test_a_killed_run_ends_in_the_same_weights_and_lines(worldsim, dataset, tokens, tmp_path):
     words = ["train", "--config", "world_modality_smoke", dataset, "--tokenizer", tokens, *SMALL]
-    words += ["--set", "epochs=40", "--set", "dropout=0.1", "--set", "world_dropout=0.2", "--set", "train.log_every=3"]
+    words += ["--set", "epochs=24", "--set", "dropout=0.1", "--set", "world_dropout=0.2", "--set", "train.log_every=3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    kill_after_rows([*words, "--out", killed], killed, 30)
+    kill_after_rows([*words, "--out", killed], killed, 15)
     for run in (whole, killed):
         code, _, err = worldsim(*words, "--out", run)
         assert code == 0, err
@@ -164,7 +164,7 @@ def test_a_killed_run_ends_in_the_same_weights_and_lines(worldsim, dataset, toke
     assert (killed / "logs" / "train.log").read_text() == (whole / "logs" / "train.log").read_text()
     files = [sorted(p.name for p in (run / "logs").glob("*.pt")) for run in (whole, killed)]
     assert files[0] == files[1]
-    assert len(files[0]) == 40
+    assert len(files[0]) == 24
 
 
 def test_all_arms_are_run_folders_that_are_not_trained_twice(worldsim, dataset, tokens, tmp_path):

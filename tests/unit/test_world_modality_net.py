@@ -12,7 +12,8 @@ from torch import nn
 from worldsim.core.errors import UserError
 from worldsim.policies._world_modality_arms import ARMS
 from worldsim.policies._world_modality_blocks import Block
-from worldsim.policies._world_modality_net import ModalityNet, NetSpec, Segments, parameters
+from worldsim.policies._world_modality_net import ModalityNet, matched, parameters
+from worldsim.policies._world_modality_sizes import NetSpec, Segments
 from worldsim.policies._world_modality_training import ACTION, LOSS, WORLD, LossSpec, ModalityLoss
 
 SMALL = NetSpec("C", 3, 8, 8, 5, 7, 24, 1, 32, d_model=32, layers=2, heads=4, inner=64, dropout=0.0)
@@ -243,9 +244,9 @@ def test_a_tied_head_is_the_embedding():
 
 def test_a_plus_has_as_many_parameters_as_c():
     real = NetSpec("A_plus", 3, 8, 8, 8, 7, 768, 1, 1024)
-    wide, c = real.matched(), dataclasses.replace(real, arm="C")
+    wide, c = matched(real), dataclasses.replace(real, arm="C")
     assert abs(parameters(wide) / parameters(c) - 1) < 1e-3
-    assert c.matched() == c
+    assert matched(c) == c
     assert parameters(c) == sum(p.numel() for p in ModalityNet(dataclasses.replace(c)).parameters())
 
 

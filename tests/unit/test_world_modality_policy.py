@@ -16,7 +16,7 @@ from worldsim.data.policy_windows import PolicyEpisodes, PolicyWindows, Scaling
 from worldsim.policies import _world_modality_files as files
 from worldsim.policies._world_modality_arms import ARMS
 from worldsim.policies._world_modality_card import ModalityCard
-from worldsim.policies._world_modality_net import NetSpec
+from worldsim.policies._world_modality_sizes import NetSpec
 from worldsim.policies.world_modality import WorldModality
 from worldsim.tokenizers.kmeans import KMeans
 from worldsim.train import checkpoint

@@ -12,7 +12,8 @@ from worldsim.core.config import config
 from worldsim.core.types import ActionSpec
 from worldsim.data.policy_windows import PolicyWindowSpec, Scaling
 from worldsim.policies._world_modality_arms import ARMS, arm
-from worldsim.policies._world_modality_net import NetSpec
+from worldsim.policies._world_modality_net import matched
+from worldsim.policies._world_modality_sizes import NetSpec
 from worldsim.policies._world_modality_training import LossSpec
 from worldsim.tokenizers.kmeans import KMeans
 from worldsim.train.settings import Training
@@ -106,7 +107,7 @@ class Shared:
 
     def net(self, arm: str, scaling: Scaling | None, action_spec: ActionSpec, states: int, tokenizer: KMeans) -> NetSpec:
         """The sizes of one arm on one dataset."""
-        return NetSpec(
+        spec = NetSpec(
             arm=arm,
             context=self.context_frames,
             horizon=self.horizon,
@@ -125,7 +126,8 @@ class Shared:
             tie_head=self.tie_head,
             world_dropout=self.world_dropout,
             block_act_to_world=self.block_act_to_world,
-        ).matched()
+        )
+        return matched(spec)
 
     def settings(self, windows: int, world_size: int) -> tuple[Training, int]:
         """How it is optimised on so many windows, and steps per epoch."""

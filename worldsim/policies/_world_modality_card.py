@@ -10,7 +10,7 @@ from worldsim.core.errors import UserError
 from worldsim.core.files import read_json
 from worldsim.core.types import ActionSpec, PolicyNeeds
 from worldsim.data.policy_windows import PolicyWindowSpec, Scaling
-from worldsim.policies._world_modality_net import NetSpec
+from worldsim.policies._world_modality_sizes import NetSpec
 
 POLICY = "world-modality"
 VERSION = 1

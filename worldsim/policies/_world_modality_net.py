@@ -8,14 +8,14 @@
 
 (for P > 1 positions per frame OBS, WORLD and each FUT are P tokens). OBS sees the last context frame only:
 ``position + W_img e_t + W_state s_t``. Attention is bidirectional; positions are learned and begin at 0, queries at N(0, 0.02).
-# source: world-modality-vla@7b3d6e7:world_modality/model.py; world-modality-and-lerobot 1.4, 1.14
+# source: world-modality-vla@7b3d6e7:world_modality/model.py
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,85 +23,10 @@ from torch import Tensor, nn
 from worldsim.core.errors import UserError
 from worldsim.policies._world_modality_arms import arm
 from worldsim.policies._world_modality_blocks import Encoder, Looking, Memory, Rows
+from worldsim.policies._world_modality_sizes import NetSpec, Segments, length
 
 LEAST = 4
 """A smaller batch is filled up with copies while evaluating on a CPU: products of one row are rounded otherwise."""
-
-
-@dataclass(frozen=True)
-class NetSpec:
-    """Sizes of a network.
-
-    Attributes:
-        arm: see ``_world_modality_arms``. context, horizon, future: C, H, K. state_dim: S, may be 0. action_dim: A.
-        image_dim: d of an embedding. positions: P of a frame. codes: N of the codebook.
-        d_model, layers, heads: of the encoder. inner: width of its feed-forward layers.
-        tie_head: the world head shares the weights of the world embedding, where the arm has one.
-        world_dropout: share of training windows whose world input is replaced by a learned "absent" vector.
-        block_act_to_world: actions may not look at WORLD_CUR; the token then helps the prediction alone.
-    """
-
-    arm: str
-    context: int
-    horizon: int
-    future: int
-    state_dim: int
-    action_dim: int
-    image_dim: int
-    positions: int
-    codes: int
-    d_model: int = 512
-    layers: int = 6
-    heads: int = 8
-    inner: int = 2048
-    dropout: float = 0.1
-    pre_norm: bool = True
-    tie_head: bool = False
-    world_dropout: float = 0.0
-    block_act_to_world: bool = False
-
-    def __post_init__(self) -> None:
-        if self.d_model % self.heads:
-            raise UserError(f"d_model = {self.d_model} must be a multiple of heads = {self.heads}")
-        if self.tie_head and not arm(self.arm).history:
-            object.__setattr__(self, "tie_head", False)  # there is no embedding to share
-
-    def card(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def matched(self) -> NetSpec:
-        """The same with feed-forward layers as wide as gives as many parameters as C has, to the nearest; arms that are not
-        widened stay as they are."""
-        if not arm(self.arm).widened:
-            return self
-        wanted = parameters(replace(self, arm="C"))
-        missing = wanted - parameters(self)
-        return replace(self, inner=self.inner + max(0, round(missing / (self.layers * (2 * self.d_model + 1)))))
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the parts of a sequence lie; empty slices for parts that an arm does not have."""
-
-    obs: slice
-    world: slice
-    future: slice
-    act: slice
-
-    @classmethod
-    def of(cls, spec: NetSpec) -> Segments:
-        what = arm(spec.arm)
-        frames = spec.context if what.history < 0 else what.history
-        lengths = (1, frames, spec.future if what.predicts else 0)
-        at, parts = 0, []
-        for length in [*(count * spec.positions for count in lengths), spec.horizon]:
-            parts.append(slice(at, at + length))
-            at += length
-        return cls(*parts)
-
-    @property
-    def total(self) -> int:
-        return self.act.stop
 
 
 class Prediction(NamedTuple):
@@ -131,20 +56,20 @@ class ModalityNet(nn.Module):
         self.encoder = Encoder(d, spec.layers, spec.heads, spec.inner, spec.dropout, spec.pre_norm)
         self.image = Rows(spec.image_dim, d)
         self.state = Rows(spec.state_dim, d) if spec.state_dim else None
-        self.obs_position = nn.Parameter(torch.zeros(_size(at.obs), d))
+        self.obs_position = nn.Parameter(torch.zeros(length(at.obs), d))
         self.act_query = nn.Parameter(torch.zeros(spec.horizon, d))
         self.action_head = Rows(d, spec.action_dim)
         if self.arm.history:
             self.world = nn.Embedding(spec.codes, d)
-            self.world_position = nn.Parameter(torch.zeros(_size(at.world), d))
+            self.world_position = nn.Parameter(torch.zeros(length(at.world), d))
             if spec.world_dropout:
                 self.world_absent = nn.Parameter(torch.zeros(d))
         if self.arm.predicts:
-            self.future_query = nn.Parameter(torch.zeros(_size(at.future), d))
+            self.future_query = nn.Parameter(torch.zeros(length(at.future), d))
             self.world_head = Rows(d, spec.codes)
         if self.arm.memory != "none":
             self.memory = Memory(d, spec.heads)
-            self.memory_position = nn.Parameter(torch.zeros(_size(at.future), d))
+            self.memory_position = nn.Parameter(torch.zeros(length(at.future), d))
         if spec.tie_head:
             self.world_head.weight = self.world.weight
         self.register_buffer("image_shift", torch.zeros(spec.image_dim))
@@ -303,10 +228,6 @@ class ModalityNet(nn.Module):
         return Prediction(*(None if part is None else part[:count] for part in said))
 
 
-def _size(part: slice) -> int:
-    return part.stop - part.start
-
-
 def _filled(part: Tensor, device: torch.device) -> Tensor:
     """On the device, and at least :data:`LEAST` rows on a CPU."""
     lacking = LEAST - len(part) if device.type == "cpu" else 0
@@ -318,6 +239,15 @@ def parameters(spec: NetSpec) -> int:
     """How many numbers a network has to learn."""
     with torch.device("meta"):
         return sum(p.numel() for p in _Counted(spec).parameters())
+
+
+def matched(spec: NetSpec) -> NetSpec:
+    """The same with feed-forward layers as wide as gives as many parameters as C has, to the nearest; arms that are not widened
+    stay as they are."""
+    if not arm(spec.arm).widened:
+        return spec
+    missing = parameters(replace(spec, arm="C")) - parameters(spec)
+    return replace(spec, inner=spec.inner + max(0, round(missing / (spec.layers * (2 * spec.d_model + 1)))))
 
 
 class _Counted(ModalityNet):

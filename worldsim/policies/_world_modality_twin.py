@@ -14,7 +14,8 @@ from worldsim.data.policy_windows import Scaling
 from worldsim.data.transforms import Normalize
 from worldsim.policies._world_modality_card import ModalityCard
 from worldsim.policies._world_modality_files import net_of
-from worldsim.policies._world_modality_net import ModalityNet, NetSpec
+from worldsim.policies._world_modality_net import ModalityNet
+from worldsim.policies._world_modality_sizes import NetSpec
 
 SIDE, WIDTH, CODES = 4, 8, 16
 
