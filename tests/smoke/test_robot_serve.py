@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from tests import modality_twins, simulators
+from tests import modality_twins, painted, simulators
 from tests.conftest import ROOT
 from tests.served import NEEDS, Remembering, request
 from worldsim import policies
@@ -29,6 +29,7 @@ from worldsim.core.files import read_json
 from worldsim.core.runs import RunContext
 from worldsim.core.types import ActionSpec, PolicyNeeds
 from worldsim.data.action_bins import ActionBins
+from worldsim.latent_actions import _twins
 from worldsim.policies.scripted import Scripted
 from worldsim.serving.server import PolicyServer
 
@@ -169,3 +170,28 @@ def test_mistakes_are_said_in_one_sentence(worldsim, tmp_path, monkeypatch):
     kept = to_yaml(robot_serve.Config(policy="x", api_key="env:MY_KEY"))
     assert "sha256:" in kept
     assert "k" * 20 not in kept
+
+
+@pytest.mark.parametrize("kind", ["act", "diffusion"])
+def test_a_lerobot_policy_acts_from_afar_as_here(kind, tmp_path):
+    """Diffusion keeps two observations in queues of its own: two clients in turn must not meet in them."""
+    loaded, cameras = getattr(_twins, kind)()[1], ("cam_front", "cam_top")
+    for part in (loaded.policy, loaded.preprocessor, loaded.postprocessor):
+        part.save_pretrained(tmp_path)
+    here, episode = open_policy(str(tmp_path)), painted.episode(num_frames=8)
+    shown = [
+        {"pixels": {c: episode.frames[c].rows([t])[0] for c in cameras}, "agent_pos": np.float32(episode.states[t])}
+        for t in range(8)
+    ]
+    wanted = []
+    for frames in (shown[:4], shown[4:]):
+        here.reset(0)
+        wanted.append([here.act(seen) for seen in frames])
+    service = robot_serve._service(robot_serve.Config(policy=str(tmp_path)), RunContext("robot-serve", tmp_path))
+    with PolicyServer(service) as server:
+        clients = [policies.load(f"remote:{scheme}://{server.address}") for scheme in ("ws", "http")]
+        for client in clients:
+            client.reset(0)
+        for k in range(4):
+            for client, frames, rows in zip(clients, (shown[:4], shown[4:]), wanted):
+                assert np.array_equal(client.act(frames[k]), rows[k])

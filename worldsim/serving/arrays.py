@@ -38,7 +38,7 @@ def shape_of(described: Any, key: str) -> tuple[int, ...]:
 
 
 def from_bytes(data: Any, dtype: Any, shape: Any, key: str) -> np.ndarray:
-    """The array that ``data`` holds, read-only, in this machine's byte order.
+    """The array that ``data`` holds, in this machine's byte order.
 
     Raises:
         Refusal: 400, naming ``key``: a dtype, a shape or a number of bytes that is not right.
@@ -49,8 +49,7 @@ def from_bytes(data: Any, dtype: Any, shape: Any, key: str) -> np.ndarray:
     wanted, there = math.prod(sizes) * kind.itemsize, memoryview(data).nbytes
     if wanted != there:
         raise Refusal(400, f"{key}: {kind.name} {list(sizes)} needs {wanted} bytes; {there} came")
-    array = np.frombuffer(data, kind).reshape(sizes)
-    return array if kind.isnative else array.astype(kind.newbyteorder("="))
+    return np.frombuffer(data, kind).reshape(sizes).astype(kind.newbyteorder("="))  # a copy: policies may write into it
 
 
 def from_lists(value: Any, key: str) -> np.ndarray:
