@@ -289,7 +289,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
         run(tmp_path / "run", data, vision_model="dino")
     with pytest.raises(UserError, match="no split part 'trian'"):
         run(tmp_path / "run", data, split="trian")
-    with pytest.raises(UserError, match="no episode of .* is in the split part 'held-out'"):
+    with pytest.raises(UserError, match=r"no episode of .* is in the split part 'held-out'"):
         run(tmp_path / "run", write(tmp_path / "one", episodes=1), split="held-out")
     with pytest.raises(UserError, match="has no camera 'other'"):
         run(tmp_path / "run", data, camera="other")
