@@ -12,6 +12,13 @@ from worldsim.cli.shared import command
 def add(app: typer.Typer) -> None:
     group = typer.Typer(help="Score world models and policies.", no_args_is_help=True, rich_markup_mode=None)
     app.add_typer(group, name="eval")
+    _worlds(group)
+    _policies(group)
+    _arms(group)
+
+
+def _worlds(group: typer.Typer) -> None:
+    """What world models and tokenizers are judged by."""
 
     @command(group, "video", job="eval-video")
     def video(
@@ -32,6 +39,23 @@ def add(app: typer.Typer) -> None:
             "frames": frames,
         }
 
+    @command(group, "tokens", job="eval-tokens")
+    def tokens(
+        data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
+        tokenizer: Annotated[
+            str | None, typer.Option(metavar="RUN", help="What tokenize-world --tokenizer kmeans made.")
+        ] = None,
+        camera: Annotated[str | None, typer.Option(metavar="C", help="Camera; the codebook's when not given.")] = None,
+        columns: Annotated[str | None, typer.Option(metavar="DIR", help="Where columns go when DATA is read-only.")] = None,
+    ) -> dict[str, Any]:
+        """What world tokens say by themselves: vocabulary, entropy, copy and bigram baselines, a picture of each code."""
+        given = {"data": data, "tokenizer": tokenizer, "columns": columns}
+        return {**given, "camera": camera and camera.replace(",", "+")}
+
+
+def _policies(group: typer.Typer) -> None:
+    """Closed loop."""
+
     @command(group, "policy", job="eval-policy")
     def policy(
         data: Annotated[str | None, typer.Argument(metavar="DATA", help="For dreams: the dataset they begin in.")] = None,
@@ -48,6 +72,10 @@ def add(app: typer.Typer) -> None:
             "dream.world": world,
             "truth": truth,
         }
+
+
+def _arms(group: typer.Typer) -> None:
+    """World-modality policies on recordings."""
 
     @command(group, "offline", job="eval-offline")
     def offline(
@@ -74,16 +102,3 @@ def add(app: typer.Typer) -> None:
     ) -> dict[str, Any]:
         """Put wrong world tokens into a policy: does its action error grow? Ratios with intervals, and what they mean."""
         return {"data": data, "model": model or None, "episodes": episodes}
-
-    @command(group, "tokens", job="eval-tokens")
-    def tokens(
-        data: Annotated[str | None, typer.Argument(metavar="DATA", help="Dataset folder, any format.")] = None,
-        tokenizer: Annotated[
-            str | None, typer.Option(metavar="RUN", help="What tokenize-world --tokenizer kmeans made.")
-        ] = None,
-        camera: Annotated[str | None, typer.Option(metavar="C", help="Camera; the codebook's when not given.")] = None,
-        columns: Annotated[str | None, typer.Option(metavar="DIR", help="Where columns go when DATA is read-only.")] = None,
-    ) -> dict[str, Any]:
-        """What world tokens say by themselves: vocabulary, entropy, copy and bigram baselines, a picture of each code."""
-        given = {"data": data, "tokenizer": tokenizer, "columns": columns}
-        return {**given, "camera": camera and camera.replace(",", "+")}

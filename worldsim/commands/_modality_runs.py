@@ -178,6 +178,7 @@ def bench(
     card.action_spec.require(gathered.action_spec, mine=str(runs[0].run), theirs=str(data))
     windows = PolicyWindows(card.spec, gathered.rows.only([n for n in names if n in gathered.rows.actions]), card.scaling)
     require_windows(len(windows), gathered, card.spec, data)
+    notes += [f"episode {name} is left out: {reason}" for name, reason in gathered.rejected.items()]
     short = len([name for name in names if name in gathered.rows.actions]) - len(windows.episodes)
     if short:
         notes.append(f"{short} held-out episodes are too short for a window")
