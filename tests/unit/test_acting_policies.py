@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tests import painted, simulators, trained_policies
+from tests import modality_twins, painted, simulators, trained_policies
 from worldsim import policies
 from worldsim.commands import _policy
 from worldsim.core.errors import UserError
 from worldsim.core.types import ActionSpec, PolicyNeeds
 from worldsim.latent_actions import _twins
+from worldsim.policies import _world_modality_files as files
 from worldsim.policies.lerobot import LeRobot
 from worldsim.policies.replay import Replay
 from worldsim.rollout import rollout
@@ -51,9 +54,13 @@ def ours(policy, episode, seed: int = 3) -> np.ndarray:
     return np.stack(rows[:STEPS])
 
 
-def test_act_acts_as_in_lerobot(saved):
+@pytest.mark.parametrize("changes", [{}, {"n_action_steps": 1, "temporal_ensemble_coeff": 0.01}], ids=["chunks", "blended"])
+def test_act_acts_as_in_lerobot(saved, tmp_path, changes):
     """``select_action`` of LeRobot's own loader, step by step with its own pipelines, gives the same bits."""
-    theirs, before, after = trained_policies.as_lerobot_loads(saved["act"])
+    folder = shutil.copytree(saved["act"], tmp_path / "act")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    theirs, before, after = trained_policies.as_lerobot_loads(folder)
     theirs.reset()
     episode, rows = painted.episode(num_frames=STEPS), []
     for t in range(STEPS):
@@ -63,10 +70,10 @@ def test_act_acts_as_in_lerobot(saved):
             batch[f"observation.images.{name}"] = frame.contiguous()
         with torch.no_grad():
             rows.append(after(theirs.select_action(before(batch)))[0].numpy())
-    policy = _policy.open_policy(saved["act"])
+    policy = _policy.open_policy(folder)
     assert isinstance(policy, LeRobot)
     assert np.array_equal(ours(policy, episode), np.stack(rows))
-    assert [len(policy.act(seen(episode, 0))) for _ in range(2)] == [4, 4]
+    assert len(policy.act(seen(episode, 0))) == (1 if changes else 4)
 
 
 def test_diffusion_sees_every_frame_and_its_noise_follows_the_seed(saved):
@@ -96,6 +103,19 @@ def test_forks_of_a_policy_with_queues_do_not_disturb_each_other(saved):
         rows.extend(one.act(seen(episode, t)))
         two.act(seen(episode, STEPS - 1 - t))
     assert np.array_equal(np.stack(rows), alone)
+
+
+def test_an_epochs_file_acts_as_its_run(tmp_path):
+    """``logs/model_C_hist_epoch3.pt`` with the tokenizer of the run that it lies in."""
+    env = simulators.tiny("pusht")
+    run = modality_twins.write(tmp_path / "run", env)
+    net, card = files.read(run)
+    path = files.epoch_file(run, "C_hist", 3)
+    path.parent.mkdir()
+    files.write_epoch(path, net, {}, card, {"centroids": torch.zeros(1, 1)})
+    both = [rollout(env, _policy.open_policy(source, env), seed=4, steps=6).actions for source in (run, path)]
+    assert np.array_equal(*both)
+    assert np.ptp(both[0], axis=0).max() > 0
 
 
 def test_a_replay_sends_what_was_recorded_and_then_holds():
