@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pty
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from worldsim.robots.chunks import Chunks, ensemble
 from worldsim.robots.keys import StopKey
-from worldsim.robots.pace import SLICE, Pace, bare, jitter, sleep_until
+from worldsim.robots.pace import SLICE, Pace, bare, first_in_line, jitter, sleep_until
 
 
 def chunk(tick: int, length: int = 4) -> np.ndarray:
@@ -99,6 +100,28 @@ def test_jitter_is_the_error_of_the_period():
         found["max_ms"], 2.0, abs_tol=1e-6
     )
     assert jitter([], 10)["periods"] == 0
+
+
+def test_the_loop_is_first_in_line_alone_and_for_its_time_only():
+    """Where it is allowed; threads that it starts, a policy say, and what comes afterwards are as before."""
+    before, inside = os.sched_getscheduler(0), []
+    with first_in_line() as allowed:
+        mine = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+        thread = threading.Thread(target=lambda: inside.append(os.sched_getscheduler(0)))
+        thread.start()
+        thread.join()
+    assert mine == (os.SCHED_RR if allowed else before)
+    assert inside == [os.SCHED_OTHER]
+    assert os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == before
+
+
+def test_without_permission_it_runs_as_before(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with first_in_line() as allowed:
+        assert not allowed
 
 
 def test_a_long_sleep_looks_around():

@@ -29,6 +29,7 @@ def metrics_of(report: Report, session: Session) -> dict[str, Any]:
         "seconds": round(report.ticks[-1] - report.ticks[0] + 1 / hz, 3) if report.ticks else 0.0,
         "stopped_by": report.stopped.by,
         "why": report.stopped.sentence,
+        "realtime": report.realtime,
         "jitter": ours,
         "bare": bare if session.bare else None,
         "overruns": report.overruns,

@@ -103,7 +103,7 @@ class Session:
 
     def _bare(self) -> list[float]:
         seconds = min(self.config.bare_seconds, self.config.seconds or self.config.bare_seconds)
-        with pace.no_garbage_pauses():
+        with pace.no_garbage_pauses(), pace.first_in_line():
             return pace.bare(self.settings.hz, max(2, round(seconds * self.settings.hz)))
 
     def _drive(self, signals: Signals, key: StopKey) -> Report:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from worldsim.commands._robot_report import metrics_of, summary_of
 from worldsim.core.config import config
@@ -50,6 +50,11 @@ class Config:
         bare_seconds: how long the bare sleep loop is measured; at most ``seconds``.
         film: write ``film.mp4``.
     """
+
+    NOT_IDENTITY: ClassVar[tuple[str, ...]] = (
+        *("seconds", "execute", "ensemble", "max_relative_target", "clamp_quantiles", "limits", "late_periods", "max_age"),
+        *("hold_seconds", "bare_seconds", "film"),
+    )
 
     policy: str = "scripted:sine"
     robot: dict[str, Any]

@@ -19,7 +19,7 @@ from worldsim.core.protocols import Policy
 from worldsim.data.robot_log import EpisodeLog
 from worldsim.robots import Body
 from worldsim.robots.chunks import Chunks
-from worldsim.robots.pace import Pace, no_garbage_pauses
+from worldsim.robots.pace import Pace, first_in_line, no_garbage_pauses
 from worldsim.robots.safety import LATE_PERIODS, MAX_AGE, CameraWatch, Guard, LateWatch, Stopped
 from worldsim.robots.thinking import Answer, Thinker
 
@@ -61,6 +61,7 @@ class Report:
     Attributes:
         ticks: when each step began, s. late: steps at which the policy's answer was not there. overruns: those, and periods
             that the loop itself missed. clamped: joint -> steps. thought: seconds of each answer.
+        realtime: whether the loop had real-time priority.
         held: where the robot was held in the end; None where nothing was sent. notes: what else went wrong.
     """
 
@@ -73,6 +74,7 @@ class Report:
     clamped: Counter = field(default_factory=Counter)
     thought: list[float] = field(default_factory=list)
     first_thought: float = 0.0
+    realtime: bool = False
     held: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class Loop:
         self.last: np.ndarray | None = None
         self.world: dict[str, Any] = {}
         self.state: np.ndarray | None = None
-        with self._ending(), no_garbage_pauses():
+        with self._ending(), no_garbage_pauses(), first_in_line() as self.report.realtime:
             try:
                 self._warm_up()
                 self._steps()
