@@ -76,3 +76,8 @@ def test_gaps_constants_and_bands_are_drawn(tmp_path: Path) -> None:
     plot(tmp_path / "a.png", [gap, flat], "title", "epoch")
     assert (np.asarray(Image.open(tmp_path / "a.png")) != PAPER).any()
     plot(tmp_path / "b.png", [Curve("none", x, np.full(4, np.nan))], "no value at all", "epoch", log=True)
+
+
+def test_large_numbers_are_written_out() -> None:
+    assert str(Value(12345.6, 999.5, 1.5e10)) == "12,346 [999.5 … 1.5e+10]"
+    assert str(Value(0.00012345)) == "0.0001234"

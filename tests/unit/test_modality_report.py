@@ -12,9 +12,10 @@ import pytest
 
 from worldsim.commands import _modality_report, _modality_tables
 from worldsim.commands._modality_comparison import About, assemble
+from worldsim.commands._modality_figures import training_curves
 from worldsim.commands._modality_summary import Scores, Truth
 from worldsim.core.files import read_json, write_json
-from worldsim.report.document import Grid, Value, render
+from worldsim.report.document import Grid, Value, as_markdown, render
 
 E, H, A, K, N = 12, 4, 2, 3, 16
 HEADINGS = (
@@ -186,3 +187,21 @@ def test_data_efficiency_compares_shares(comparison: dict) -> None:
     rows = {(row["arm"], row["fraction"]): row["action_mse"]["mean"] for row in comparison["efficiency"]}
     assert set(rows) == {("A", 0.25), ("C", 0.25), ("A", 1.0), ("B", 1.0), ("C", 1.0)}
     assert rows["A", 0.25] == pytest.approx(2 * rows["A", 1.0], rel=0.05)
+
+
+def test_interventions_alone_speak_of_every_arm_and_compare_none() -> None:
+    arms = {"C": {0: scores(1.0, 1.5)}, "C_hist": {0: scores(1.1, 1.0)}}
+    c = assemble(arms, TRUTH, about(), alone=True)
+    assert c["differences"] == []
+    assert c["conclusion"].startswith("The policy uses its world input: the world input of C is used")
+    assert "the world input of C_hist is not used" in c["conclusion"]
+    assert c["conclusion"] in as_markdown(_modality_report.intervention_document(c))
+
+
+def test_curves_of_arms_that_predict_nothing_are_not_drawn(tmp_path: Path) -> None:
+    """The first program logs accuracy 0 for A."""
+    rows = [{"step": k, "train/loss": 1.0 / k, "val/action_mse": 1.0, "val/world_acc": 0.0} for k in (1, 2)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = [figure["path"] for figure in training_curves(tmp_path, {"A": [tmp_path / "run"]})]
+    assert names == ["curves/action_mse.png", "curves/loss.png"]

@@ -172,7 +172,7 @@ def _published(
     less = {share: arms for share, arms in table.items() if share < most}
     if most < 1:
         about.notes.append(f"all runs were trained on {most:.0%} of the training episodes or less")
-    c = assemble(table[most], truth, about, seed, options.resamples, less, share=most)
+    c = assemble(table[most], truth, about, seed, options.resamples, less, share=most, alone=options.alone)
     folder = out / REPORT
     paths = {arm: [run.run for run in what.runs if run.arm == arm and run.fraction == most] for arm in c["arms"]}
     charts = _modality_figures

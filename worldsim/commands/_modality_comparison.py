@@ -18,6 +18,7 @@ from worldsim.commands._modality_summary import (
     uses,
 )
 from worldsim.report.clusters import Draws
+from worldsim.report.verdicts import conclusion
 
 ORDER = ("A", "A_plus", "B", "C", "C_no_input", "C_hist", "C_pred", "C_oracle")
 Table = Mapping[str, Mapping[int, Scores]]
@@ -64,22 +65,23 @@ def assemble(
     less: Mapping[float, Table] | None = None,
     *,
     share: float = 1.0,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """The comparison as JSON-able values.
 
     Args:
         arms: runs on the largest ``share`` of training data there is. less: smaller share -> runs on it.
-        seed: of the draws of episodes.
+        seed: of the draws of episodes. alone: interventions alone; arms are not compared with each other.
     """
     draws = Draws.of(len(truth.windows), seed, resamples)
     arms = {name: arms[name] for name in sorted(arms, key=_place)}
     summaries = {name: arm_summary(runs, truth, draws) for name, runs in arms.items()}
-    found, used = differences(arms, truth, draws), uses(summaries)
+    found, used = [] if alone else differences(arms, truth, draws), uses(summaries)
     return {
         **asdict(about),
         "windows": int(truth.windows.sum()),
         "resamples": resamples,
-        "conclusion": sentence(found, used),
+        "conclusion": conclusion([], used) if alone else sentence(found, used),
         "arms": summaries,
         "baselines": baseline_summary(truth, draws),
         "differences": [difference_json(d, summaries[d.base]["action_mse"]["mean"]) for d in found],

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from worldsim.policies._world_modality_arms import ARMS
 from worldsim.report.plots import Curve, plot
 from worldsim.train.tracking import METRICS, read_rows
 
@@ -47,6 +48,8 @@ def training_curves(folder: Path, runs: Mapping[str, Sequence[Path]]) -> list[di
         curves = []
         for arm, per_seed in rows.items():
             for key in keys:
+                if "world" in key and not ARMS[arm].predicts:
+                    continue  # logged as 0 for an arm that predicts no token
                 x, y = mean_series([series(one, key) for one in per_seed])
                 if len(x):
                     dashed = len(keys) > 1 and key.startswith("train/")

@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from worldsim.core.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+GENERAL, LARGE, LARGEST = ".4g", 1e3, 1e9
 MARKDOWN, PAGE, TABLES = "REPORT.md", "index.html", "tables"
 
 
@@ -32,7 +33,7 @@ class Value:
     mean: float | None
     low: float | None = None
     high: float | None = None
-    form: str = ".4g"
+    form: str = GENERAL
 
     @property
     def text(self) -> str:
@@ -209,5 +210,7 @@ def missing(value: float | None) -> bool:
 
 
 def written(value: float | None, form: str) -> str:
-    """The number as the report writes it; a dash when there is none."""
+    """The number as the report writes it; a dash when there is none. Large ones are written out, not as powers of ten."""
+    if value is not None and form == GENERAL and LARGE <= abs(value) < LARGEST:
+        form = ",.0f"
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"
