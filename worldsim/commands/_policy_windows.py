@@ -99,7 +99,8 @@ def gather(
     rank: int = 0,
     world_size: int = 1,
 ) -> Gathered:
-    """Read the numbers of the episodes of ``parts``, and fill what their columns lack. Every rank ends with the same.
+    """Read the numbers of the episodes of ``parts``, and fill what their columns lack. Every rank ends with the same, or one
+    process does it alone (``world_size`` 1), also where it has siblings that wait.
 
     Args:
         parts: ``train``, ``held-out``, ``all``, or a part of the dataset's own split; or episode ids.
@@ -124,7 +125,7 @@ def gather(
         rank=rank,
         world_size=world_size,
     )
-    rejected |= distributed.union(columns.rejected)
+    rejected |= distributed.union(columns.rejected) if world_size > 1 else columns.rejected
     for name in [name for name in found.actions if name in columns]:
         found.tokens[name], found.embeddings[name] = columns.tokens.load(name), columns.embeddings.load(name)
     _refuse(wish, rejected, len(names))
