@@ -139,6 +139,21 @@ def test_dreams_are_judged_and_agree_with_a_simulators_rows(tmp_path, echo):
         run(tmp_path / "no", env={"name": "pusht"}, policy=("scripted:push",), steps=2, truth=str(tmp_path / "dream"))
 
 
+def test_a_policy_that_reads_the_state_is_not_misled_by_a_dream(tmp_path, echo):
+    """Painted actions are no joint targets, so the dream cannot know the state; told how to take it, the policy acts."""
+    texts = (f"replay:{echo}",)
+    dream = _dream({"world": "echo", "data": str(echo), "scenes": "all"})
+    env, context = {"name": "dream"}, RunContext("eval-policy", tmp_path)
+    _, base = load_recipe("eval-policy", "smoke")
+    stage = eval_policy.open_env(build(eval_policy.Config, {**base, "env": env, "dream": dream}), context)
+    folder = modality_twins.write(tmp_path / "run", stage)
+    with pytest.raises(UserError, match="reads the robot's state, which a dream does not show") as refused:
+        run(tmp_path / "a", env=env, policy=(str(folder), *texts), steps=5, dream=dream)
+    assert refused.value.command == "again dream.state=targets"
+    told, _ = run(tmp_path / "b", env=env, policy=(str(folder), *texts), steps=5, dream={**dream, "state": "targets"})
+    assert [row["policy"] for row in told.metrics["rows"]] == [str(folder), *texts]
+
+
 def _dream(values: dict) -> dict:
     _, base = load_recipe("eval-policy", "smoke")
     return {**base["dream"], **values}

@@ -23,6 +23,7 @@ from worldsim.core.files import read_json
 from worldsim.core.protocols import Environment, LearnedPolicy, Policy
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
+from worldsim.envs.dream import Dream
 from worldsim.report.proportions import Agreement, agreement, paired, wilson
 
 DREAM = "dream"
@@ -181,7 +182,7 @@ def _try_all(config: Config, context: RunContext, env: Environment, book: Book) 
             if not missing:
                 unused.clear()  # it was opened and renamed when its trials were made
                 continue
-            policy, used = fitted(text, env, context.device, config.rename)
+            policy, used = fitted(text, env, context.device, config)
             unused -= used
             for seed in missing:
                 film = seed in book.seeds[: config.clips]
@@ -192,12 +193,23 @@ def _try_all(config: Config, context: RunContext, env: Environment, book: Book) 
         raise UserError(f"rename.{min(unused)}: no policy has a camera of that name")
 
 
-def fitted(text: str, env: Environment, device: str, rename: dict[str, str]) -> tuple[Policy, set[str]]:
-    """A policy that fits the environment, and which of the renamed cameras are its own."""
+def fitted(text: str, env: Environment, device: str, config: Config) -> tuple[Policy, set[str]]:
+    """A policy that fits the environment, and which of the renamed cameras are its own.
+
+    Raises:
+        UserError: it does not fit, or reads a state that a dream cannot know.
+    """
     policy = _policy.open_policy(text, env, device, fit=False)
     if not isinstance(policy, LearnedPolicy):
         return policy, set()
-    names = {own: other for own, other in rename.items() if own in policy.needs.cameras}
+    if isinstance(env, Dream) and policy.needs.state_names and not env.setting.follows and config.dream.state == "auto":
+        same = len(env.state_names) == env.action_spec.dim
+        raise UserError(
+            f"{text} reads the robot's state, which a dream does not show: it can be followed only where the dataset's actions "
+            f"are absolute joint targets, and these are {env.action_spec.mode} {env.action_spec.space} actions",
+            again({"dream.state": "targets" if same else "start"}),
+        )
+    names = {own: other for own, other in config.rename.items() if own in policy.needs.cameras}
     if names:
         policy = policies.Renamed(policy, names)
     _policy.require_fit(policy.needs, env, text, _policy.title(env))
