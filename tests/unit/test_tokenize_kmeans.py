@@ -170,7 +170,10 @@ def test_a_codebook_is_reused_for_another_split_and_another_dataset(tmp_path: Pa
     assert set(both.metrics["statistics"]) == {"train", "test"}
     moved = moving.write(tmp_path / "moving", 3, 9)
     context = RunContext("tokenize-world", tmp_path / "elsewhere")
-    elsewhere = run(tmp_path / "elsewhere", moved, context, checkpoint=str(tmp_path / "first"))
+    apart = {"checkpoint": str(tmp_path / "first"), "columns": str(tmp_path / "apart")}
+    elsewhere = run(tmp_path / "elsewhere", moved, context, **apart)
+    assert elsewhere.next.endswith(f"--tokenizer {tmp_path / 'first'} --columns {tmp_path / 'apart'}")
+    assert not (moved / "columns").exists()
     assert elsewhere.metrics["codebook"] == first.metrics["codebook"]
     assert any("fitted on camera 'cam', this is 'camera'" in note for note in context.notes)
 

@@ -171,7 +171,7 @@ def _report(work: Work, tokenizer: KMeans, told: WorldColumns, rejected: dict[st
             "report": str(page),
             "rejected": [{"episode": name, "reason": reason} for name, reason in rejected.items()],
         },
-        next=["worldsim", "train", "--config", "world_modality_c", config.data, "--tokenizer", run_folder],
+        next=_world_tokens.train_command(config.data, run_folder, config.columns),
         summary=_summary(present, statistics, tokenizer, page),
     )
     if len(rejected) > config.max_rejected:

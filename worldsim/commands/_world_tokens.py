@@ -131,3 +131,9 @@ def missing(root: Path, tokenizer: KMeans, camera: str, episodes: Iterable[str],
     """Episodes that :func:`fill` would still have to encode or assign."""
     spec = tokens_spec(tokenizer, columns.dataset_fingerprint(data or root), camera)
     return columns.missing(root, spec, episodes)
+
+
+def train_command(data: str, run: str | Path, columns_folder: str | None) -> list[object]:
+    """What to type to train the policy that reads these tokens."""
+    elsewhere = ["--columns", columns_folder] if columns_folder else []
+    return ["worldsim", "train", "--config", "world_modality_c", data, "--tokenizer", run, *elsewhere]

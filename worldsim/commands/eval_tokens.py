@@ -125,7 +125,7 @@ def _result(config: Config, tokenizer: KMeans, statistics: dict[str, Any], rejec
             "rejected": [{"episode": name, "reason": reason} for name, reason in rejected.items()],
             "report": str(page),
         },
-        next=["worldsim", "train", "--config", "world_modality_c", config.data, "--tokenizer", config.tokenizer],
+        next=_world_tokens.train_command(config.data, config.tokenizer, config.columns),
         summary=f"{_tokens_page.lead(statistics)}\n{page}",
     )
     if len(rejected) > config.max_rejected:
