@@ -54,6 +54,9 @@ class Session:
         """
         body = body_of(config, context)
         policy = opened(config, body, context.device)
+        for name, path in (("policy", config.policy), ("world", config.world)):
+            if path is not None and Path(path).is_dir():
+                context.inputs[name] = path
         person = Teleoperator(config.teleop, body.action_spec.names, config.discover) if config.teleop else None
         settings = Settings(
             mode=config.mode,
@@ -83,10 +86,10 @@ class Session:
                     self.person.connect()
                 elif self.settings.mode == "shadow" and not self.body.release():
                     say("the robot has no switch for its torque: move it by hand only if it gives way")
-                signals.gently(True)
+                signals.gently()
                 report = self._drive(signals, key)
             finally:
-                signals.gently(False)
+                signals.gently()
                 problems = [self.body.disconnect(), self.person and self.person.disconnect()]
                 notes = [f"disconnecting: {problem}" for problem in problems if problem]
         report.notes += notes

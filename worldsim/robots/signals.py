@@ -12,15 +12,15 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"} | (
 
 
 class Signals:
-    """``with Signals() as signals``: outside of :meth:`gently` any of them raises KeyboardInterrupt, as Ctrl-C does.
+    """``with Signals() as signals``: any of them raises KeyboardInterrupt, as Ctrl-C does, unless it is to be patient.
 
     Attributes:
-        got: what came while the loop ran, in words; None before.
+        got: what came first, in words; None before. patience: signals that are only noted before one raises.
     """
 
     def __init__(self) -> None:
         self.got: str | None = None
-        self.gentle = False
+        self.patience = 0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -32,11 +32,12 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def gently(self, on: bool) -> None:
-        """From now on the first signal is only noted (or, off, raises again)."""
-        self.gentle = on
+    def gently(self) -> None:
+        """From now on the next signal is only noted: whoever runs looks at ``got``, and whoever closes is not disturbed."""
+        self.patience = 1
 
     def _came(self, number: int, frame: object) -> None:
-        first, self.got = self.got is None, self.got or NAMES[signal.Signals(number)]
-        if not (self.gentle and first):
+        self.got = self.got or NAMES[signal.Signals(number)]
+        if self.patience < 1:
             raise KeyboardInterrupt
+        self.patience -= 1
