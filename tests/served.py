@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -25,8 +26,8 @@ NEEDS = PolicyNeeds({"front": (12, 16)}, ("x", "y"), SPEC, 10.0, low=-np.ones(3,
 class Remembering:
     """Its rows mix the seed, the number of calls, this frame, all frames before it, the state and the task."""
 
-    def __init__(self, needs: PolicyNeeds = NEEDS) -> None:
-        self.needs, self.entered = needs, threading.Lock()
+    def __init__(self, needs: PolicyNeeds = NEEDS, pause: float = 0.0) -> None:
+        self.needs, self.pause, self.entered = needs, pause, threading.Lock()
 
     def reset(self, seed: int | None = None) -> None:
         self.rng = np.random.default_rng(seed)
@@ -35,6 +36,7 @@ class Remembering:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         assert self.entered.acquire(blocking=False), "two clients at once"
         try:
+            time.sleep(self.pause)
             frame = observation["pixels"]["front"].astype(np.float64)
             self.seen.append(float((frame * np.arange(1, frame.size + 1).reshape(frame.shape)).sum() % 9973 / 9973))
             state, words = observation["agent_pos"].astype(np.float64), len(observation.get("task", ""))

@@ -109,8 +109,16 @@ def test_every_request_stands_alone_unless_a_session_is_named(server):
     assert request(server, body={"session": "a", "reset": True})[1] == {"reset": True}
 
 
-def test_concurrent_clients_get_their_own_answers(server):
-    """Eight clients of three kinds, each with its own episode, all at once."""
+@pytest.fixture
+def slow_server() -> Iterator[PolicyServer]:
+    """Its policy lets others run while it acts, and notices when they come in."""
+    with served.serve(served.Remembering(pause=0.002)) as server:
+        yield server
+
+
+def test_concurrent_clients_get_their_own_answers(slow_server):
+    """Eight clients of three kinds, each with its own episode, all at once; the policy runs one at a time."""
+    server = slow_server
     steps, wrong, began = 12, [], threading.Barrier(8)
 
     def check(number: int, ask: Any) -> None:
@@ -177,10 +185,13 @@ def test_a_policy_that_fails_fails_for_one_client_alone():
         for task, status in wanted.items():
             got, answer, _ = request(server, body={**plain(0), "instruction": task})
             assert got == status, (task, answer)
+        assert "not finite" in request(server, body={**plain(0), "instruction": "nan"})[1]["error"]
         assert "drawer" in request(server, body={**plain(0), "instruction": "refuse"})[1]["error"]
         client = WebsocketClientPolicy("127.0.0.1", server.port)
         with pytest.raises(RuntimeError, match="out of memory"):
             client.infer({**openpi(0), "prompt": "raise"})
+        with pytest.raises(RuntimeError, match="not finite numbers; they are not sent"):
+            WebsocketClientPolicy("127.0.0.1", server.port).infer({**openpi(0), "prompt": "nan"})
         assert request(server, body={**plain(0), "instruction": ""})[0] == 200
 
 
