@@ -81,3 +81,14 @@ def test_gaps_constants_and_bands_are_drawn(tmp_path: Path) -> None:
 def test_large_numbers_are_written_out() -> None:
     assert str(Value(12345.6, 999.5, 1.5e10)) == "12,346 [999.5 … 1.5e+10]"
     assert str(Value(0.00012345)) == "0.0001234"
+
+
+def test_dashes_begin_with_ink_and_cover_half() -> None:
+    from worldsim.report.plots import COLOURS, LEFT, SCALE
+
+    flat = Curve("dashed", np.arange(50), np.full(50, 1.0), dashed=True)
+    image = drawn([flat], "t", "step")
+    row = max((line for line in image[: 2 * 330]), key=lambda line: (line == COLOURS[0]).all(-1).sum())
+    inked = (row == COLOURS[0]).all(-1)
+    assert inked[LEFT * SCALE + 1]
+    assert 0.4 < inked[LEFT * SCALE :].mean() < 0.6

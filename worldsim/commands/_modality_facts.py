@@ -83,10 +83,21 @@ def codebook(what: Bench, root: Path) -> dict[str, Any]:
         "Number of clusters (N)": tokenizer.codes,
         "Tokens per frame": tokenizer.frame_tokens,
         "Number of frames used for k-means": tokenizer.about.get("sample"),
-        "Fitted on": f"{len(tokenizer.about.get('fitted_on', []))} training episodes, no held-out one",
+        "Fitted on": _fitted_on(tokenizer, what),
         "Codebook": tokenizer.codebook_hash,
         "Used on held-out episodes": f"{int((frequencies > 0).sum())} of {tokenizer.codes}",
         "Effective vocabulary, exp(entropy)": f"{token_statistics.effective(frequencies):.1f}",
         "Entropy": f"{token_statistics.entropy(frequencies):.3f} nats",
         "Cache (embeddings and tokens)": f"{size / 2**20:.1f} MiB",
     }
+
+
+def _fitted_on(tokenizer: Any, what: Bench) -> str:
+    """Which episodes the codebook has seen, held-out ones among them or not; another dataset's ids say nothing here."""
+    fitted = tokenizer.about.get("fitted_on")
+    if not fitted:
+        return "not said by the codebook"
+    if tokenizer.about.get("dataset") != what.first.policy.card.dataset:
+        return f"{len(fitted)} episodes of another dataset"
+    seen = len(set(fitted) & set(what.episodes))
+    return f"{len(fitted)} episodes, {f'{seen} of them held out here' if seen else 'none of them held out here'}"

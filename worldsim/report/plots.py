@@ -171,10 +171,8 @@ def _stroke(
     length = math.dist(a, b)
     edges = [0.0, length]
     if curve.dashed:
-        edges = sorted(
-            {0.0, length, *(k * DASH - travelled for k in range(1, int((travelled + length) / DASH) + 1))} - {-0.0}
-        )
-        edges = [edge for edge in edges if 0 <= edge <= length]
+        turns = [k * DASH - travelled for k in range(int((travelled + length) / DASH) + 1)]
+        edges = [0.0, *(turn for turn in turns if 0 < turn < length), length]
     for start, end in pairwise(edges):
         if curve.dashed and int((travelled + (start + end) / 2) / DASH) % 2:
             continue
