@@ -45,7 +45,8 @@ def test_tokenize_then_look_then_reuse(worldsim, tmp_path: Path, backbone: Path)
     told = json.loads(out)["metrics"]["statistics"]
     assert told["train"] == first["statistics"]["train"]
     tokens = columns.Column(data / first["columns"][1])
-    held_out = [f"episode_{k:06d}" for k in range(6) if f"episode_{k:06d}" not in _fitted_on(tmp_path / "a")]
+    every, fitted_on = tokens.keys(), _fitted_on(tmp_path / "a")
+    held_out = [name for name in every if name not in fitted_on]
     assert told["test"]["episodes"] == len(held_out) == 2
     pairs = [(tokens.load(name)[:-1], tokens.load(name)[1:]) for name in held_out]
     copied = np.concatenate([(now == later).ravel() for now, later in pairs]).mean()

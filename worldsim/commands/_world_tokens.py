@@ -133,7 +133,7 @@ def missing(root: Path, tokenizer: KMeans, camera: str, episodes: Iterable[str],
     return columns.missing(root, spec, episodes)
 
 
-def train_command(data: str, run: str | Path, columns_folder: str | None) -> list[object]:
+def train_command(data: str | None, run: str | Path | None, columns_folder: str | None) -> list[object]:
     """What to type to train the policy that reads these tokens."""
     elsewhere = ["--columns", columns_folder] if columns_folder else []
-    return ["worldsim", "train", "--config", "world_modality_c", data, "--tokenizer", run, *elsewhere]
+    return ["worldsim", "train", "--config", "world_modality_c", data or "DATA", "--tokenizer", run, *elsewhere]
