@@ -22,8 +22,20 @@ from worldsim.world_models._worldeval_files import beside, find, note_of
 VOL = "vol:"
 COLUMNS, ACTIONS = "columns", "actions"
 DATA_KEYS = {"data", "source", "predictions", COLUMNS}
-MODEL_KEYS = {"model", "checkpoint", "policy", "baseline", "tokenizer", "init", "ranges", "runs", "success", "world", "truth"}
-MODEL_KEYS |= {"vision_model"}
+MODEL_KEYS = {
+    "model",
+    "checkpoint",
+    "policy",
+    "baseline",
+    "tokenizer",
+    "init",
+    "ranges",
+    "runs",
+    "success",
+    "world",
+    "truth",
+    "vision_model",
+}
 INPUT_KEYS = DATA_KEYS | MODEL_KEYS
 """Config keys (their last part) whose value may be a local file or folder to read. ``actions`` may name a file besides."""
 NOT_SENT = (COLUMNS, "state")
