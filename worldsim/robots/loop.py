@@ -109,7 +109,7 @@ class Loop:
         self.last: np.ndarray | None = None
         self.world: dict[str, Any] = {}
         self.state: np.ndarray | None = None
-        with self._ending(), no_garbage_pauses(), first_in_line() as self.report.realtime:
+        with self._ending(), no_garbage_pauses(), first_in_line(self.log.thread.native_id or 0) as self.report.realtime:
             try:
                 self._warm_up()
                 self._steps()

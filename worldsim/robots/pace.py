@@ -87,25 +87,37 @@ def no_garbage_pauses() -> Iterator[None]:
 
 
 @contextmanager
-def first_in_line() -> Iterator[bool]:
-    """Real-time priority for this thread (not for those that it starts) where the system allows it, so that a busy machine
+def first_in_line(*others: int) -> Iterator[bool]:
+    """Real-time priority for this thread, and not for those that it starts, where the system allows it, so that a busy machine
     does not make the loop late; gives whether it does. The loop sleeps nearly always, so nobody is kept waiting by it.
+
+    Args:
+        others: native ids of threads that hold Python's lock often and briefly, so that the loop does not wait for them.
 
     source: sched(7): SCHED_RR, SCHED_RESET_ON_FORK. Linux; needs root or ``ulimit -r``.
     """
     if not hasattr(os, "SCHED_RESET_ON_FORK"):
         yield False
         return
-    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    threads = (0, *others)
+    before = [(os.sched_getscheduler(thread), os.sched_getparam(thread)) for thread in threads]
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        for thread in threads:
+            os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except PermissionError:
         yield False
         return
     try:
         yield True
     finally:
-        try:
-            os.sched_setscheduler(0, policy, priority)
-        except PermissionError:  # without root the flag stays; of this process only, and it changes nothing any more
-            os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, priority)
+        for thread, (policy, priority) in zip(threads, before):
+            _give_back(thread, policy, priority)
+
+
+def _give_back(thread: int, policy: int, priority: os.sched_param) -> None:
+    try:
+        os.sched_setscheduler(thread, policy, priority)
+    except PermissionError:  # without root the flag stays; it changes nothing any more
+        os.sched_setscheduler(thread, policy | os.SCHED_RESET_ON_FORK, priority)
+    except ProcessLookupError:  # that thread has ended
+        return
