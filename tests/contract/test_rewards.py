@@ -155,7 +155,10 @@ def test_weighted_sums() -> None:
     ("text", "message"),
     [
         ("mea", "no reward 'mea'; known: lpips, mae, mse"),
-        ("mae+", "no reward ''"),
+        ("mae+", "a name is missing"),
+        ("", "a name is missing"),
+        ("mae+0.5*", "a name is missing after '0.5*'"),
+        ("mae*0.5", "the weight 'mae' is not a positive number"),
         ("-1*mae", "'-1' is not a positive number"),
         ("x*mae", "'x' is not a positive number"),
         ("mae+0.5*mae", "named twice"),

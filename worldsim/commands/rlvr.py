@@ -46,7 +46,8 @@ PICTURE = "rollouts.png"
 class Update:
     """How the policy is optimised. ``clip_norm`` bounds the gradient norm. ``ema``: decay of the averaged weights that
     ``checkpoint/`` holds, which takes the noise of few samples out; 0 keeps the last. ``micro``: groups per forward pass, which
-    changes memory and nothing else. ``bf16``: forward passes in bf16; log-probabilities stay fp32."""
+    changes memory and nothing else. ``bf16``: forward passes of policy and reference in bf16, softmax in fp32;
+    with several updates per draw, what sampling recorded in fp32 is computed again in bf16 first."""
 
     lr: float = 5e-5
     warmup: int = 0
@@ -173,6 +174,8 @@ def run(config: Config, context: RunContext) -> Result:
             legal=config.compat is None,
             per_frame=config.per_frame,
             per_cell=config.per_cell,
+            bf16=config.update.bf16,
+            recompute=config.update.bf16 and shares.updates > 1,
             clock=Clock(context.device),
         )
         watched = [look.spread(max(config.validate.scenes, context.world_size), context.rank, context.world_size)]

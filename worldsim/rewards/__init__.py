@@ -85,6 +85,10 @@ def parse(text: str) -> list[tuple[float, str]]:
             factor = -1.0
         if not 0 < factor < float("inf"):
             raise UserError(f"--reward {text}: the weight '{weight.strip()}' is not a positive number", EXAMPLE)
+        if not name:
+            raise UserError(
+                f"--reward {text}: a name is missing" + (f" after '{weight.strip()}*'" if times else ""), EXAMPLE
+            )
         if registry.card("rewards", name) is None:
             known = ", ".join(registry.names("rewards"))
             raise UserError(f"--reward {text}: there is no reward '{name}'; known: {known}", EXAMPLE)
