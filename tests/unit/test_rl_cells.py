@@ -21,7 +21,7 @@ def test_an_error_is_charged_to_its_cell_and_those_beside_it() -> None:
     truth = torch.full((1, 1, 3, 16, 24), 0.5)
     prediction = truth[:, None].clone()
     prediction[0, 0, 0, :, 4:8, 20:24] = 0.9  # rows 1, columns 5 of a grid of 4 x 6
-    found = cells("mse", prediction, truth, (4, 6)).view(4, 6)
+    found = cells("mse", prediction, truth, truth[:, 0], (4, 6)).view(4, 6)
     charged = torch.zeros(4, 6, dtype=torch.bool)
     charged[0:3, 4:6] = True
     assert torch.equal(found != 0, charged)
@@ -34,9 +34,12 @@ def test_away_from_the_border_cells_add_up_to_the_whole_picture() -> None:
     prediction = truth[:, None].expand(-1, 4, *[-1] * 4).clone()
     prediction[..., 4:12, 4:12] = torch.rand(2, 4, 3, 3, 8, 8, generator=generator)
     tokens = torch.arange(2 * 4 * 3 * 16).view(2, 4, 3, 16)
-    judge = rewards.load("mse+2*mae", "cpu")
-    parts = judge.parts(prediction, truth, tokens, truth[:, 0])
-    own = judge.cells(parts, prediction, truth, (4, 4))
+    last = truth[:, 0].clone()
+    last[:, :, 6:10, 6:9] = 1 - last[:, :, 6:10, 6:9].round()
+    judge = rewards.load("mse+2*mae+motion-mse", "cpu")
+    parts = judge.parts(prediction, truth, tokens, last)
+    assert (parts["motion-mse"] < 0).all()
+    own = judge.cells(parts, prediction, truth, last, (4, 4))
     torch.testing.assert_close(own.mean(-1), judge.total(parts))
 
 
@@ -45,7 +48,7 @@ def test_what_is_no_sum_over_pixels_counts_for_every_cell_alike() -> None:
     prediction, tokens = truth[:, None].clone(), torch.zeros(1, 1, 2, 4, dtype=torch.int64)
     judge = rewards.load("mse+repetition", "cpu")
     parts = judge.parts(prediction, truth, tokens, 1 - truth[:, 0])
-    assert judge.cells(parts, prediction, truth, (2, 2)).tolist() == [[[[0.0] * 4, [-1.0] * 4]]]
+    assert judge.cells(parts, prediction, truth, 1 - truth[:, 0], (2, 2)).tolist() == [[[[0.0] * 4, [-1.0] * 4]]]
 
 
 def test_cells_of_a_frame_share_one_scale_and_equal_groups_teach_nothing() -> None:

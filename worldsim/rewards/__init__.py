@@ -50,7 +50,9 @@ class Combined:
         weighted = [weight * parts[name] for weight, name, _ in self.terms]
         return sum(weighted[1:], start=weighted[0])
 
-    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor:
+    def cells(
+        self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
         """The weighted sum with each token's own share of what is a sum over pixels (:mod:`worldsim.rewards._cells`) and the
         whole of everything else, ``[P, n, F, L]``.
 
@@ -59,7 +61,7 @@ class Combined:
         """
         total = torch.zeros(*prediction.shape[:3], grid[0] * grid[1], device=prediction.device)
         for weight, name, _ in self.terms:
-            own = cells(name, prediction, truth, grid) if name in PIXELWISE else parts[name][..., None]
+            own = cells(name, prediction, truth, last, grid) if name in PIXELWISE else parts[name][..., None]
             total = total + weight * own
         return total
 

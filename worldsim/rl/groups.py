@@ -49,7 +49,9 @@ class Judge(Protocol):
 
     def total(self, parts: dict[str, Tensor]) -> Tensor: ...
 
-    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor: ...
+    def cells(
+        self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]
+    ) -> Tensor: ...
 
 
 @dataclass
@@ -211,7 +213,7 @@ class Collector:
         numbers["reward_std"] = (float(rewards.mean(-1).std()) if self.size > 1 else 0.0, 1.0)
         if not self.per_cell:
             return returns(rewards, self.per_frame), numbers
-        own = self.judge.cells(parts, prediction, truth, self.codec.grid).transpose(-1, -2)
+        own = self.judge.cells(parts, prediction, truth, last, self.codec.grid).transpose(-1, -2)
         return returns(own, self.per_frame).transpose(-1, -2).flatten(-2), numbers
 
     def decode(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, float]:
