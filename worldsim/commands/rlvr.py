@@ -85,8 +85,8 @@ class Config:
         kl: weight of the distance to the reference (k3). clip, dual_clip: bounds of the probability ratio.
         uniform_std: divide advantages by the mean deviation of all groups instead of each group's own.
         per_frame: credit a frame's tokens with it and what follows (reward to go), instead of with the mean of all frames.
-        per_cell: credit a token with the error of the picture around it alone, where the reward is a sum over pixels (mse, motion-mse,
-            mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its doing.
+        per_cell: credit a token with the error of the picture around it alone, where the reward is a sum over pixels (mse,
+            motion-mse, mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its doing.
         temperature: of drawing and of learning. Below 1 the base's own best temperature can be where reinforcement begins, so
             that it learns more than to sharpen. sampling_temperature: of the checkpoint's rollouts; null is the same.
         compat: ``released`` samples and normalises over the whole vocabulary, and takes an illegal id for the last code.
