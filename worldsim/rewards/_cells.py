@@ -32,10 +32,9 @@ over pixels."""
 
 
 def cells(name: str, prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Minus the mean error of each token's cell and the cells beside it, ``[P, n, F, L]``, row by row.
+    """Minus the mean error of each token's cell, ``[P, n, F, L]``, row by row; its mean over cells is the whole reward.
 
-    A token is drawn before its neighbours and decoded together with them, so theirs is partly its doing. Cells beyond the
-    border are taken for those at the border. Away from it, the mean over cells is the reward of the whole picture.
+    A token also shows a little beyond its cell, which its neighbours answer for: there, their share is the larger one.
 
     Args:
         name: of a reward in ``PIXELWISE``. prediction: ``[P, n, F, 3, H, W]``. truth: ``[P, F, 3, H, W]``. last: the last
@@ -44,5 +43,4 @@ def cells(name: str, prediction: Tensor, truth: Tensor, last: Tensor, grid: tupl
     """
     error = PIXELWISE[name](prediction - truth[:, None], truth, last)
     own = F.adaptive_avg_pool2d(error.flatten(0, 2)[:, None], grid)
-    around = F.avg_pool2d(F.pad(own, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return -around.flatten(1).unflatten(0, error.shape[:3])
+    return -own.flatten(1).unflatten(0, error.shape[:3])

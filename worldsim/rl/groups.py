@@ -147,7 +147,8 @@ class Collector:
         size: n, samples per group. together: prompts in one call of the sampler. micro: groups in one pass of the reference.
         legal: mask ids that a position cannot have, in sampling and in both log-probabilities; without it the whole
             vocabulary takes part and an illegal id is decoded as the last code, as in the released pipeline.
-        per_frame: credit each frame with itself and what follows, instead of with the mean of all.
+        per_frame: credit each frame with itself and what follows, instead of with the mean of all. discount: weight of each
+            further frame.
         per_cell: credit each token with its part of the picture alone, where the reward is a sum over pixels.
         bf16: the reference's forward pass runs in bf16 under autocast, as the policy's in the update does.
         recompute: ``old`` is what the policy's forward pass gives, in the update's precision, not what sampling recorded.
@@ -162,6 +163,7 @@ class Collector:
     micro: int = 1
     legal: bool = True
     per_frame: bool = False
+    discount: float = 1.0
     per_cell: bool = False
     bf16: bool = False
     recompute: bool = False
@@ -212,9 +214,9 @@ class Collector:
         numbers["repetition"] = _mean(repeats(tokens, prompt.given).float())
         numbers["reward_std"] = (float(rewards.mean(-1).std()) if self.size > 1 else 0.0, 1.0)
         if not self.per_cell:
-            return returns(rewards, self.per_frame), numbers
+            return returns(rewards, self.per_frame, self.discount), numbers
         own = self.judge.cells(parts, prediction, truth, last, self.codec.grid).transpose(-1, -2)
-        return returns(own, self.per_frame).transpose(-1, -2).flatten(-2), numbers
+        return returns(own, self.per_frame, self.discount).transpose(-1, -2).flatten(-2), numbers
 
     def decode(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, float]:
         """float32 ``[1, n, F, 3, H, W]`` of one group's tokens ``[1, n, F, L]``, and which share of the frames was decoded.
