@@ -58,7 +58,7 @@ class Story:
     """
 
     out: Path = Path("runs/rlvr-demo")
-    episodes: int = 200
+    episodes: int = 400
     slow: int = 32
     steps: int = 24
     seeds: int = 3

@@ -154,8 +154,11 @@ def test_weighted_sums() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mea", "no reward 'mea'; known: lpips, mae, mse"),
-        ("mae+", "no reward ''"),
+        ("mea", "no reward 'mea'; known: lpips, mae, motion-mse"),
+        ("mae+", "a name is missing"),
+        ("", "a name is missing"),
+        ("mae+0.5*", "a name is missing after '0.5*'"),
+        ("mae*0.5", "the weight 'mae' is not a positive number"),
         ("-1*mae", "'-1' is not a positive number"),
         ("x*mae", "'x' is not a positive number"),
         ("mae+0.5*mae", "named twice"),
@@ -169,3 +172,28 @@ def test_a_wrong_sum_is_one_sentence(text: str, message: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_card_says_the_maximum(name: str) -> None:
     assert isinstance(registry.card("rewards", name)["best"], float)
+
+
+def test_motion_mse_is_the_metric_where_the_prediction_moves_no_further_than_the_truth() -> None:
+    truth, last = (part.mul(255).round() / 255 for part in scene())
+    prediction = truth[:, None].clone()
+    prediction[:, :, :, :, 12:16, 10:14] = 0.5  # inside what moves in every frame
+    found = rewards.load("motion-mse")(prediction, truth, torch.zeros(P, 1, F, 5, dtype=torch.int64), last)
+    metric = registry.get("metrics", "motion-mse")
+    for p in range(P):
+        pixels = [
+            (part.permute(0, 2, 3, 1) * 255).round().byte().numpy() for part in (prediction[p, 0], truth[p], last[p, None])
+        ]
+        np.testing.assert_allclose(-found[p, 0], metric(pixels[0], pixels[1], pixels[2][0]), rtol=0.02)
+
+
+def test_no_flicker_elsewhere_makes_motion_mse_better() -> None:
+    """The metric's mask grows with what a prediction changes, which dilutes its error; the reward's does not."""
+    truth, last = scene()
+    wrong = truth[:, None].clone()
+    wrong[:, :, :, :, 10:22, 8:20] = 0.5
+    flicker = wrong.clone()
+    flicker[..., 40:, 40:] += 0.1
+    tokens = torch.zeros(P, 1, F, 5, dtype=torch.int64)
+    reward = rewards.load("motion-mse")
+    torch.testing.assert_close(reward(wrong, truth, tokens, last), reward(flicker, truth, tokens, last))

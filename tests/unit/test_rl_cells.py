@@ -17,26 +17,28 @@ from worldsim.rl.objectives import advantages, cell_scale, per_token
 from worldsim.rl.step import Feed, Shares, shared_scale
 
 
-def test_an_error_is_charged_to_its_cell_and_those_beside_it() -> None:
+def test_an_error_is_charged_to_its_cell_alone() -> None:
     truth = torch.full((1, 1, 3, 16, 24), 0.5)
     prediction = truth[:, None].clone()
     prediction[0, 0, 0, :, 4:8, 20:24] = 0.9  # rows 1, columns 5 of a grid of 4 x 6
-    found = cells("mse", prediction, truth, (4, 6)).view(4, 6)
+    found = cells("mse", prediction, truth, truth[:, 0], (4, 6)).view(4, 6)
     charged = torch.zeros(4, 6, dtype=torch.bool)
-    charged[0:3, 4:6] = True
+    charged[1, 5] = True
     assert torch.equal(found != 0, charged)
-    torch.testing.assert_close(found[1, 4], torch.tensor(-(0.4**2) / 9))
+    torch.testing.assert_close(found[1, 5], torch.tensor(-(0.4**2)))
 
 
-def test_away_from_the_border_cells_add_up_to_the_whole_picture() -> None:
+def test_cells_add_up_to_the_whole_picture() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(2, 3, 3, 16, 16, generator=generator)
-    prediction = truth[:, None].expand(-1, 4, *[-1] * 4).clone()
-    prediction[..., 4:12, 4:12] = torch.rand(2, 4, 3, 3, 8, 8, generator=generator)
+    prediction = torch.rand(2, 4, 3, 3, 16, 16, generator=generator)
     tokens = torch.arange(2 * 4 * 3 * 16).view(2, 4, 3, 16)
-    judge = rewards.load("mse+2*mae", "cpu")
-    parts = judge.parts(prediction, truth, tokens, truth[:, 0])
-    own = judge.cells(parts, prediction, truth, (4, 4))
+    last = truth[:, 0].clone()
+    last[:, :, 6:10, 6:9] = 1 - last[:, :, 6:10, 6:9].round()
+    judge = rewards.load("mse+2*mae+motion-mse", "cpu")
+    parts = judge.parts(prediction, truth, tokens, last)
+    assert (parts["motion-mse"] < 0).all()
+    own = judge.cells(parts, prediction, truth, last, (4, 4))
     torch.testing.assert_close(own.mean(-1), judge.total(parts))
 
 
@@ -45,7 +47,7 @@ def test_what_is_no_sum_over_pixels_counts_for_every_cell_alike() -> None:
     prediction, tokens = truth[:, None].clone(), torch.zeros(1, 1, 2, 4, dtype=torch.int64)
     judge = rewards.load("mse+repetition", "cpu")
     parts = judge.parts(prediction, truth, tokens, 1 - truth[:, 0])
-    assert judge.cells(parts, prediction, truth, (2, 2)).tolist() == [[[[0.0] * 4, [-1.0] * 4]]]
+    assert judge.cells(parts, prediction, truth, 1 - truth[:, 0], (2, 2)).tolist() == [[[[0.0] * 4, [-1.0] * 4]]]
 
 
 def test_cells_of_a_frame_share_one_scale_and_equal_groups_teach_nothing() -> None:
@@ -64,20 +66,16 @@ def test_each_drawn_token_gets_its_own_advantage_and_forced_ones_none() -> None:
     assert found.tolist() == [[[1.0, 2.0, 0.0, 3.0, 4.0, 0.0]]]
 
 
-def around(error: Tensor, row: int, column: int) -> float:
-    """Mean over a cell of 4 x 4 pixels and those beside it, of ``[8, 8]``; what lies outside is the cell at the border."""
-    near = [(min(max(row + r, 0), 1), min(max(column + c, 0), 1)) for r in (-1, 0, 1) for c in (-1, 0, 1)]
-    return sum(float(error[4 * r : 4 * r + 4, 4 * c : 4 * c + 4].mean()) for r, c in near) / 9
-
-
-@pytest.mark.parametrize("per_frame", [False, True])
+@pytest.mark.parametrize(("per_frame", "discount"), [(False, 1.0), (True, 1.0), (True, 0.5)])
 @pytest.mark.parametrize("per_cell", [False, True])
-def test_each_token_is_credited_with_its_place_and_its_time(per_cell: bool, per_frame: bool) -> None:
+def test_each_token_is_credited_with_its_place_and_its_time(per_cell: bool, per_frame: bool, discount: float) -> None:
     """Against plain loops: own cell or whole picture, all frames or those from its own on; frame by frame, cell by cell."""
     codec = rl_twins.Cells()
     model = rl_twins.policy(codec)
     prompts = rl_twins.scenes(model, codec, range(2))
-    found = rl_twins.collector(model, codec, size=3, per_cell=per_cell, per_frame=per_frame).collect(prompts, 1)
+    found = rl_twins.collector(model, codec, size=3, per_cell=per_cell, per_frame=per_frame, discount=discount).collect(
+        prompts, 1
+    )
     tokens, credit = model.layout.frames_of(found.responses), []
     for p in range(2):
         for n in range(3):
@@ -86,8 +84,9 @@ def test_each_token_is_credited_with_its_place_and_its_time(per_cell: bool, per_
             for f in range(3):
                 counted = error[f:] if per_frame else error
                 for r, c in [(0, 0), (0, 1), (1, 0), (1, 1)] if per_cell else [(None, None)]:
-                    charged = [float(e.mean()) if r is None else around(e, r, c) for e in counted]
-                    credit.append(-sum(charged) / len(charged))
+                    own = [e if r is None else e[4 * r : 4 * r + 4, 4 * c : 4 * c + 4] for e in counted]
+                    heavy = [discount**k for k in range(len(own))]
+                    credit.append(-sum(w * float(e.mean()) for w, e in zip(heavy, own)) / sum(heavy))
     assert found.values.shape == (2, 3, 12 if per_cell else 3)
     torch.testing.assert_close(found.values, torch.tensor(credit).view_as(found.values), atol=1e-6, rtol=1e-5)
     assert found.values.flatten(0, 1).std(0).min() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_groups_equal_a_plain_pass_sample_by_sample(parts: tuple[Any, Any, Promp
     assert torch.equal(
         found.responses[..., frames < 0], prompts.forced[:, None].expand_as(found.responses)[..., frames < 0]
     )
+
+
+def test_in_bf16_all_three_log_probabilities_are_of_one_precision(parts: tuple[Any, Any, Prompts]) -> None:
+    """Where the policy is its reference, nothing may look like learning: no KL, and a ratio of exactly 1."""
+    model, tokenizer, prompts = parts
+    reference = copy.deepcopy(model)
+    found = rl_twins.collector(model, tokenizer, reference=reference, bf16=True, recompute=True).collect(prompts, 1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        update = torch.cat([model.log_probs(p, r) for p, r in zip(found.prompt.split(1), found.responses.split(1))])
+    assert torch.equal(found.reference, update)
+    assert torch.equal(found.old, update)
+    sampled = rl_twins.collector(model, tokenizer, reference=reference).collect(prompts, 1)
+    assert torch.equal(sampled.responses, found.responses)
+    assert 1e-3 < (sampled.old - found.old).abs().max() < 0.5  # what bf16 does to a log-probability
 
 
 def test_nothing_depends_on_what_it_is_batched_with(parts: tuple[Any, Any, Prompts]) -> None:

@@ -48,6 +48,8 @@ def test_reward_to_go_leaves_out_what_was_finished_before() -> None:
     rewards = torch.tensor([[[1.0, 2.0, 6.0]]])
     assert returns(rewards).tolist() == [[[3.0, 3.0, 3.0]]]
     assert returns(rewards, per_frame=True).tolist() == [[[3.0, 4.0, 6.0]]]
+    assert returns(rewards, per_frame=True, discount=0.0).tolist() == rewards.tolist()
+    torch.testing.assert_close(returns(rewards, True, 0.5), torch.tensor([[[3.5 / 1.75, 5 / 1.5, 6.0]]]))
     earlier = drawn(2, (1, 4, 3))
     later = earlier.clone()
     later[..., 0] += torch.arange(4.0)  # only the first frame's rewards differ

@@ -139,9 +139,11 @@ class Studio:
         seen = sorted({scene.episode for scene in out.scenes} & trained_on)
         if seen:
             whose = (
-                "were trained on by this model" if self.needs.train_episodes else "belong to the training part of the split"
+                "were trained on by this model, going by their ids"
+                if self.needs.train_episodes
+                else "belong to the training part of the split"
             )
-            self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}, so it may know them by heart: {some(seen)}")
+            self.note(f"{len(seen)} of {len(out.scenes)} episodes {whose}: it may know them by heart: {some(seen)}")
         ahead = [scene.episode for scene in out.scenes if self._looks_ahead(scene)]
         if ahead:
             self.note(

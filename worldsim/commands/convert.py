@@ -237,7 +237,7 @@ def _report(
         f"{episodes} of {total} episodes ({frames} frames) are in {context.out} as {config.to}: "
         f"{', '.join(card.camera_names)} at {card.fps:g} fps, {size / 1e6:,.1f} MB"
     )
-    result = Result(metrics=metrics, summary=summary, next=["worldsim", "finetune-wan", context.out])
+    result = Result(metrics=metrics, summary=summary, next=_next(config.to, context.out))
     if len(rejected) > config.max_rejected:
         first = rejected[0]
         raise PartialResult(
@@ -325,3 +325,10 @@ def _length(source: EpisodeSource, index: int) -> int | None:
         return source.episode(index).num_frames
     except UserError:
         return None
+
+
+def _next(to: str, out: Path) -> list[object]:
+    """What users of a format do with it next: RLVR-World's npz files are for a tokenizer, everything else for a video model."""
+    if to.replace("_", "-") == "oxe-npz":
+        return ["worldsim", "train", "--config", "fsq_compressive", out]
+    return ["worldsim", "finetune-wan", out]

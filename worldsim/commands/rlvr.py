@@ -44,12 +44,15 @@ PICTURE = "rollouts.png"
 
 @config
 class Update:
-    """How the policy is optimised. ``clip_norm`` bounds the gradient norm. ``ema``: decay of the averaged weights that
-    ``checkpoint/`` holds, which takes the noise of few samples out; 0 keeps the last. ``micro``: groups per forward pass, which
-    changes memory and nothing else. ``bf16``: forward passes in bf16; log-probabilities stay fp32."""
+    """How the policy is optimised. ``schedule``: constant, or a cosine down to a tenth of ``lr``. ``clip_norm`` bounds the
+    gradient norm. ``ema``: decay of the averaged weights that ``checkpoint/`` holds, which takes the noise of few samples out;
+    0 keeps the last. ``micro``: groups per forward pass, which changes memory and nothing else. ``bf16``: forward passes of
+    policy and reference in bf16, softmax in fp32; with several updates per draw, what sampling recorded in fp32 is computed
+    again in bf16 first."""
 
     lr: float = 5e-5
     warmup: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -84,8 +87,10 @@ class Config:
         kl: weight of the distance to the reference (k3). clip, dual_clip: bounds of the probability ratio.
         uniform_std: divide advantages by the mean deviation of all groups instead of each group's own.
         per_frame: credit a frame's tokens with it and what follows (reward to go), instead of with the mean of all frames.
-        per_cell: credit a token with the error of the picture around it alone, where the reward is a sum over pixels (mse,
-            mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its doing.
+        discount: with ``per_frame``, weight of each further frame against the one before it: below 1, the nearer counts more.
+        per_cell: credit a token with the error of its own part of the picture alone, where the reward is a sum over pixels
+            (mse, motion-mse, mae); other rewards count for all tokens of the frame. Much less noise: other cells are not its
+            doing.
         temperature: of drawing and of learning. Below 1 the base's own best temperature can be where reinforcement begins, so
             that it learns more than to sharpen. sampling_temperature: of the checkpoint's rollouts; null is the same.
         compat: ``released`` samples and normalises over the whole vocabulary, and takes an illegal id for the last code.
@@ -115,6 +120,7 @@ class Config:
     dual_clip: float = 3.0
     uniform_std: bool = False
     per_frame: bool = False
+    discount: float = 1.0
     per_cell: bool = False
     temperature: float = 1.0
     sampling_temperature: float | None = None
@@ -137,6 +143,8 @@ class Config:
             raise ValueError(f"group_size must be at least 2, not {self.group_size}: a future is judged beside the others")
         if not (0 < self.clip < 1 < self.dual_clip) or self.kl < 0:
             raise ValueError("clip must lie between 0 and 1, dual_clip above 1, and kl must not be negative")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount = {self.discount} must lie between 0 and 1")
         if self.per_cell and self.uniform_std:
             raise ValueError("per_cell and uniform_std are two ways to scale advantages; choose one")
         if not self.temperature > 0 or (self.sampling_temperature or 0) < 0:
@@ -172,7 +180,10 @@ def run(config: Config, context: RunContext) -> Result:
             micro=config.update.micro,
             legal=config.compat is None,
             per_frame=config.per_frame,
+            discount=config.discount,
             per_cell=config.per_cell,
+            bf16=config.update.bf16,
+            recompute=config.update.bf16 and shares.updates > 1,
             clock=Clock(context.device),
         )
         watched = [look.spread(max(config.validate.scenes, context.world_size), context.rank, context.world_size)]
@@ -285,6 +296,7 @@ def _improve(
         steps=1,
         lr=config.update.lr,
         warmup=config.update.warmup,
+        schedule=config.update.schedule,
         betas=config.update.betas,
         weight_decay=config.update.weight_decay,
         clip=config.update.clip_norm,

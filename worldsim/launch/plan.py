@@ -46,8 +46,7 @@ def describe(job: Job) -> dict[str, Any]:
         "plan": plan,
     }
     if rented is None:
-        wanted = "one per GPU" if job.launch.nproc is None else job.launch.nproc
-        return out | {"hardware": {"where": "this machine", "cpus": os.cpu_count(), "processes": wanted}}
+        return out | {"hardware": {"where": "this machine", "cpus": os.cpu_count(), "processes": count}}
     return out | {"hardware": rented.to_values(), "remote": remote, "fits": fits(plan, rented)}
 
 

@@ -50,7 +50,9 @@ class Combined:
         weighted = [weight * parts[name] for weight, name, _ in self.terms]
         return sum(weighted[1:], start=weighted[0])
 
-    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor:
+    def cells(
+        self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
         """The weighted sum with each token's own share of what is a sum over pixels (:mod:`worldsim.rewards._cells`) and the
         whole of everything else, ``[P, n, F, L]``.
 
@@ -59,7 +61,7 @@ class Combined:
         """
         total = torch.zeros(*prediction.shape[:3], grid[0] * grid[1], device=prediction.device)
         for weight, name, _ in self.terms:
-            own = cells(name, prediction, truth, grid) if name in PIXELWISE else parts[name][..., None]
+            own = cells(name, prediction, truth, last, grid) if name in PIXELWISE else parts[name][..., None]
             total = total + weight * own
         return total
 
@@ -85,6 +87,10 @@ def parse(text: str) -> list[tuple[float, str]]:
             factor = -1.0
         if not 0 < factor < float("inf"):
             raise UserError(f"--reward {text}: the weight '{weight.strip()}' is not a positive number", EXAMPLE)
+        if not name:
+            raise UserError(
+                f"--reward {text}: a name is missing" + (f" after '{weight.strip()}*'" if times else ""), EXAMPLE
+            )
         if registry.card("rewards", name) is None:
             known = ", ".join(registry.names("rewards"))
             raise UserError(f"--reward {text}: there is no reward '{name}'; known: {known}", EXAMPLE)

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIXELWISE: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.square, "mae": torch.abs}
-"""Of a difference of pixels; the reward of that name is minus its mean."""
+from worldsim.rewards.motion_mse import moved
+
+ErrorMap = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def cells(name: str, prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Minus the mean error of each token's cell and the cells beside it, ``[P, n, F, L]``, row by row.
+def _squared(difference: Tensor, truth: Tensor, last: Tensor) -> Tensor:
+    return difference.square().mean(-3)
 
-    A token is drawn before its neighbours and decoded together with them, so theirs is partly its doing. Cells beyond the
-    border are taken for those at the border. Away from it, the mean over cells is the reward of the whole picture.
+
+def _absolute(difference: Tensor, truth: Tensor, last: Tensor) -> Tensor:
+    return difference.abs().mean(-3)
+
+
+def _squared_where_moved(difference: Tensor, truth: Tensor, last: Tensor) -> Tensor:
+    mask = moved(truth, last)
+    share = mask.mean((-2, -1), keepdim=True).clamp(min=1 / mask[0, 0].numel())
+    return difference.square().mean(-3) * (mask / share)[:, None]
+
+
+PIXELWISE: dict[str, ErrorMap] = {"mse": _squared, "mae": _absolute, "motion-mse": _squared_where_moved}
+"""``error(prediction - truth [P, n, F, 3, H, W], truth, last) -> [P, n, F, H, W]``; the reward of that name is minus its mean
+over pixels."""
+
+
+def cells(name: str, prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Minus the mean error of each token's cell, ``[P, n, F, L]``, row by row; its mean over cells is the whole reward.
+
+    A token also shows a little beyond its cell, which its neighbours answer for: there, their share is the larger one.
 
     Args:
-        name: of a reward in ``PIXELWISE``. prediction: ``[P, n, F, 3, H, W]``. truth: ``[P, F, 3, H, W]``.
+        name: of a reward in ``PIXELWISE``. prediction: ``[P, n, F, 3, H, W]``. truth: ``[P, F, 3, H, W]``. last: the last
+            given frame, ``[P, 3, H, W]``.
         grid: rows and columns of a frame's tokens; they divide H and W.
     """
-    error = PIXELWISE[name](prediction - truth[:, None]).mean(-3)
+    error = PIXELWISE[name](prediction - truth[:, None], truth, last)
     own = F.adaptive_avg_pool2d(error.flatten(0, 2)[:, None], grid)
-    around = F.avg_pool2d(F.pad(own, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return -around.flatten(1).unflatten(0, error.shape[:3])
+    return -own.flatten(1).unflatten(0, error.shape[:3])

@@ -49,7 +49,9 @@ class Judge(Protocol):
 
     def total(self, parts: dict[str, Tensor]) -> Tensor: ...
 
-    def cells(self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, grid: tuple[int, int]) -> Tensor: ...
+    def cells(
+        self, parts: dict[str, Tensor], prediction: Tensor, truth: Tensor, last: Tensor, grid: tuple[int, int]
+    ) -> Tensor: ...
 
 
 @dataclass
@@ -145,8 +147,11 @@ class Collector:
         size: n, samples per group. together: prompts in one call of the sampler. micro: groups in one pass of the reference.
         legal: mask ids that a position cannot have, in sampling and in both log-probabilities; without it the whole
             vocabulary takes part and an illegal id is decoded as the last code, as in the released pipeline.
-        per_frame: credit each frame with itself and what follows, instead of with the mean of all.
+        per_frame: credit each frame with itself and what follows, instead of with the mean of all. discount: weight of each
+            further frame.
         per_cell: credit each token with its part of the picture alone, where the reward is a sum over pixels.
+        bf16: the reference's forward pass runs in bf16 under autocast, as the policy's in the update does.
+        recompute: ``old`` is what the policy's forward pass gives, in the update's precision, not what sampling recorded.
     """
 
     policy: SupportsLogProb
@@ -158,7 +163,10 @@ class Collector:
     micro: int = 1
     legal: bool = True
     per_frame: bool = False
+    discount: float = 1.0
     per_cell: bool = False
+    bf16: bool = False
+    recompute: bool = False
     clock: Clock = field(default_factory=Clock)
 
     @torch.no_grad()
@@ -181,7 +189,8 @@ class Collector:
                 self.judge_group(some.part(slice(p, p + 1)), responses[p : p + 1], iteration) for p in range(len(some))
             ]
             with self.clock.stage("reference"):
-                known = old if self.reference is None else self._reference(some.prompt, responses)
+                old = self._log_probs(self.policy, some.prompt, responses) if self.recompute else old
+                known = old if self.reference is None else self._log_probs(self.reference, some.prompt, responses)
             values = torch.cat([values for values, _ in judged])
             numbers = added([numbers for _, numbers in judged])
             chosen = frame_of(self.policy.layout.response) >= 0
@@ -205,9 +214,9 @@ class Collector:
         numbers["repetition"] = _mean(repeats(tokens, prompt.given).float())
         numbers["reward_std"] = (float(rewards.mean(-1).std()) if self.size > 1 else 0.0, 1.0)
         if not self.per_cell:
-            return returns(rewards, self.per_frame), numbers
-        own = self.judge.cells(parts, prediction, truth, self.codec.grid).transpose(-1, -2)
-        return returns(own, self.per_frame).transpose(-1, -2).flatten(-2), numbers
+            return returns(rewards, self.per_frame, self.discount), numbers
+        own = self.judge.cells(parts, prediction, truth, last, self.codec.grid).transpose(-1, -2)
+        return returns(own, self.per_frame, self.discount).transpose(-1, -2).flatten(-2), numbers
 
     def decode(self, context: Tensor, tokens: Tensor) -> tuple[Tensor, float]:
         """float32 ``[1, n, F, 3, H, W]`` of one group's tokens ``[1, n, F, L]``, and which share of the frames was decoded.
@@ -220,11 +229,11 @@ class Collector:
         pictures = torch.cat([self.codec.pixels(features, rows[some][None])[0].float() for some in first.split(DECODED)])
         return pictures[which].unflatten(0, tokens.shape[:3]), len(first) / len(rows)
 
-    def _reference(self, prompt: Tensor, responses: Tensor) -> Tensor:
-        """Log-probabilities under the reference, a few groups at a time."""
-        assert self.reference is not None
+    def _log_probs(self, model: SupportsLogProb, prompt: Tensor, responses: Tensor) -> Tensor:
+        """Log-probabilities under a model, a few groups at a time, in the precision of the update."""
         pairs = zip(prompt.split(self.micro), responses.split(self.micro))
-        return torch.cat([self.reference.log_probs(p, r, legal=self.legal) for p, r in pairs])
+        with torch.autocast(prompt.device.type, torch.bfloat16, enabled=self.bf16):
+            return torch.cat([model.log_probs(p, r, legal=self.legal) for p, r in pairs])
 
 
 def frame_of(segments: Sequence[Any]) -> Tensor:

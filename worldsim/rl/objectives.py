@@ -18,16 +18,18 @@ CLIP, DUAL_CLIP = 0.2, 3.0
 KL_BOUND = 10.0
 
 
-def returns(rewards: Tensor, per_frame: bool = False) -> Tensor:
+def returns(rewards: Tensor, per_frame: bool = False, discount: float = 1.0) -> Tensor:
     """What a token is credited with, ``[P, n, F]``, from per-frame rewards ``[P, n, F]``.
 
     Without ``per_frame`` every frame gets the mean of all frames, as the reference does; with it, the mean of its own and
-    the later ones (reward to go): a token cannot be blamed for frames that were finished before it.
+    the later ones (reward to go), each ``discount`` times as heavy as the one before it: a token cannot be blamed for frames
+    that were finished before it, and the further away a frame, the more of it is other tokens' doing.
     """
     if not per_frame:
         return rewards.mean(-1, keepdim=True).expand_as(rewards)
-    left = torch.arange(rewards.shape[-1], 0, -1, device=rewards.device)
-    return rewards.flip(-1).cumsum(-1).flip(-1) / left
+    steps = torch.arange(rewards.shape[-1], device=rewards.device)
+    weights = torch.tril(discount ** (steps[:, None] - steps).clamp(min=0).to(rewards))  # [later frame, own frame]
+    return rewards @ (weights / weights.sum(0))
 
 
 def group_std(values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, cut off or no safetensors file: {error}") from error
+        raise UserError(f"{path} is damaged, cut off or no safetensors file: {error}", ["ls", "-l", path]) from error
     require_finite(tensors, str(path))
     return tensors
 
