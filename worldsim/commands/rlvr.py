@@ -17,6 +17,7 @@ from torch import Tensor
 
 from worldsim import rewards
 from worldsim.commands import _latents, _tokens
+from worldsim.commands._rlvr_config import Update, Validate
 from worldsim.commands._rlvr_scenes import Scenes, draw_rollouts, only
 from worldsim.commands._token_windows import TokenWindows, Wish, cut_for, prepare
 from worldsim.commands._train_token_model import write_tokenizer
@@ -40,35 +41,6 @@ HEAD = "lm_head.weight"
 VALIDATION_SHARE = 10
 """Where the dataset has no val part of its own, every tenth training episode is looked at instead of learnt from."""
 PICTURE = "rollouts.png"
-
-
-@config
-class Update:
-    """How the policy is optimised. ``schedule``: constant, or a cosine down to a tenth of ``lr``. ``clip_norm`` bounds the
-    gradient norm. ``ema``: decay of the averaged weights that ``checkpoint/`` holds, which takes the noise of few samples out;
-    0 keeps the last. ``micro``: groups per forward pass, which changes memory and nothing else. ``bf16``: forward passes of
-    policy and reference in bf16, softmax in fp32; with several updates per draw, what sampling recorded in fp32 is computed
-    again in bf16 first."""
-
-    lr: float = 5e-5
-    warmup: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema: float = 0.0
-    micro: int = 1
-    bf16: bool = False
-
-
-@config
-class Validate:
-    """``scenes`` held-out scenes are imagined ``samples`` times each every so many iterations, the first time before any
-    learning. ``every`` 0 is never."""
-
-    every: int = 10
-    scenes: int = 32
-    samples: int = 4
 
 
 @config

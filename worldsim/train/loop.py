@@ -105,13 +105,7 @@ def fit(
     began, waited, last = time.monotonic(), 0.0, float("nan")
     tracker = Tracker(context, config or {}, run.step, settings.wandb, settings.project) if context.rank == 0 else None
     first, saved = run.step, run.step
-
-    def tell(row: dict[str, Any]) -> None:
-        if tracker:
-            tracker.log(row)
-        if watch:
-            watch(row)
-
+    tell = _teller(tracker, watch)
     with (
         stoppable() as stop,
         _Ahead(fetch, run.step, settings) as ahead,
@@ -141,6 +135,18 @@ def fit(
     if tracker:
         tracker.close()
     return Outcome(run.step, last, time.monotonic() - began, waited, first)
+
+
+def _teller(tracker: Tracker | None, watch: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
+    """Hands a row of metrics to both."""
+
+    def tell(row: dict[str, Any]) -> None:
+        if tracker:
+            tracker.log(row)
+        if watch:
+            watch(row)
+
+    return tell
 
 
 class Run:
