@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Set-up is done once, by whichever comes first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo rlvr-demo test check lint lock clean
+.PHONY: help setup demo rlvr-demo modality-demo test check lint lock clean
 PY := .venv/bin/python
 export HF_HUB_OFFLINE ?= 1
 
@@ -15,6 +15,9 @@ demo: setup    ## the main job end to end on a plain CPU -> runs/demo/report/ind
 
 rlvr-demo: setup  ## reinforcement of a small token world model, three seeds -> runs/rlvr-demo/summary.json
 	@$(PY) scripts/rlvr_demo.py
+
+modality-demo: setup  ## do world tokens help a policy? every arm, three seeds -> runs/modality-demo/report/report/index.html
+	@$(PY) scripts/modality_demo.py
 
 test: setup    ## the whole test suite, offline
 	@$(PY) -m pytest -n 2 --dist worksteal
