@@ -20,7 +20,7 @@ from demo import Failed, Teller, program
 from worldsim.core.config import fingerprint
 from worldsim.core.files import read_json, write_json
 
-POLICIES = ("scripted:expert,noise=0.1", "scripted:expert,noise=0.3")
+POLICIES = ("scripted:expert,noise=0.05", "scripted:expert,noise=0.3")
 CAMERA = {"size": 64, "camera": "near"}
 ACTING = ("A", "B", "C")
 INTERVENED = ("C", "C_hist", "C_pred", "C_oracle")
@@ -41,9 +41,9 @@ class Story:
     """
 
     out: Path = Path("runs/modality-demo")
-    env: str = "metaworld:button-press-topdown-v3"
-    episodes: int = 120
-    steps: int = 30
+    env: str = "metaworld:drawer-close-v3"
+    episodes: int = 60
+    steps: int = 24
     tokens: int = 64
     recipe: str = "world_modality_tiny_all"
     train: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def tell(story: Story) -> dict[str, Any]:
     policies = POLICIES if story.env.startswith("metaworld") else ("scripted:push", "scripted:push,noise=0.3")
     options: dict[str, Any] = dict(CAMERA) if story.env.startswith("metaworld") else {"size": CAMERA["size"]}
     teller.simulate(data, story.env, policies, options, episodes=story.episodes, steps=story.steps, seed=0)
-    words = ["--tokenizer", "kmeans", "--vision-model", "random-conv", "--num-tokens", story.tokens]
+    words = ["--tokenizer", "kmeans", "--vision-model", "random-conv", "--num-tokens", story.tokens, "--set", "pooling=grid2"]
     teller.type("worldsim", "tokenize-world", data, *words, "--out", tokens)
     pairs = [word for pair in (f"seeds={story.seeds}", *story.train) for word in ("--set", pair)]
     words = ["--config", story.recipe, data, "--tokenizer", tokens, *pairs]
