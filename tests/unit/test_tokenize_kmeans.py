@@ -11,7 +11,7 @@ import pytest
 
 from tests import moving, painted
 from worldsim import tokenizers
-from worldsim.commands import _world_frames, _world_tokens, tokenize_world
+from worldsim.commands import _world_frames, _world_tokens, eval_tokens, tokenize_world
 from worldsim.core import registry
 from worldsim.core.config import build, load_recipe
 from worldsim.core.errors import BadEpisode, PartialResult, UserError
@@ -48,10 +48,13 @@ def write(folder: Path, name: str = "act-hdf5", *, changed: tuple[str, ...] = ()
 
 
 def run(out: Path, data: Path, context: RunContext | None = None, **values):
-    _, recipe = load_recipe("tokenize-world", "kmeans_smoke")
     out.mkdir(parents=True, exist_ok=True)
-    config = build(tokenize_world.Config, {**recipe, "data": str(data), "num_tokens": 8, **values})
-    return tokenize_world.run(config, context or RunContext("tokenize-world", out))
+    return tokenize_world.run(_config(data, **values), context or RunContext("tokenize-world", out))
+
+
+def _config(data: Path, **values) -> tokenize_world.Config:
+    _, recipe = load_recipe("tokenize-world", "kmeans_smoke")
+    return build(tokenize_world.Config, {**recipe, "data": str(data), "num_tokens": 8, **values})
 
 
 def opened(data: Path, result) -> tuple[columns.Column, columns.Column]:
@@ -176,6 +179,30 @@ def test_a_codebook_is_reused_for_another_split_and_another_dataset(tmp_path: Pa
     assert not (moved / "columns").exists()
     assert elsewhere.metrics["codebook"] == first.metrics["codebook"]
     assert any("fitted on camera 'cam', this is 'camera'" in note for note in context.notes)
+
+
+def test_a_codebook_of_stacked_cameras_looks_at_them_again(tmp_path: Path) -> None:
+    """Not at the first camera by name, whose frames it has never seen; the columns that are there are taken."""
+    card = replace(ARM, cameras=painted.card(("cam", "wrist")).cameras)
+    writer = registry.get("formats", "act-hdf5").create(tmp_path / "data", card)
+    for index in range(EPISODES):
+        writer.commit(writer.stage(painted.episode(index, FRAMES, ("cam", "wrist"))))
+    writer.finalize(card)
+    data = tmp_path / "data"
+    first = run(tmp_path / "first", data, camera="wrist+cam")
+    again = run(tmp_path / "again", data, split="held-out", checkpoint=str(tmp_path / "first"))
+    assert again.metrics["camera"] == "wrist+cam"
+    assert again.metrics["columns"] == first.metrics["columns"]
+    looked = eval_tokens.Config(data=str(data), tokenizer=str(tmp_path / "first"))
+    assert eval_tokens.plan(looked)["camera"] == "wrist+cam"
+    assert eval_tokens.plan(looked)["missing"] == 0
+    (tmp_path / "seen").mkdir()
+    seen = eval_tokens.run(looked, RunContext("eval-tokens", tmp_path / "seen"))
+    assert seen.metrics["statistics"] == first.metrics["statistics"]
+    named = run(tmp_path / "named", data, checkpoint=str(tmp_path / "first"), camera="cam")
+    assert named.metrics["camera"] == "cam"
+    with pytest.raises(UserError, match="there is no run"):
+        tokenize_world.plan(replace(_config(data), checkpoint=str(tmp_path / "nowhere")))
 
 
 def test_a_grid_of_positions(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from worldsim import tokenizers
 from worldsim.commands import _world_tokens
-from worldsim.commands._token_windows import choose_camera
 from worldsim.core.errors import BadEpisode, UserError, again
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.types import ActionSpec
@@ -81,12 +80,8 @@ def open_tokenizer(run: str | None, data: str | None, device: str, command: str 
 
 
 def camera_of(wish: Wish, source: EpisodeSource, tokenizer: KMeans) -> str:
-    """The wished camera; else the one that the codebook was fitted on, where the dataset has it; else the first by name."""
-    fitted = tokenizer.about.get("camera")
-    known = source.card.camera_names
-    if wish.camera is None and fitted and all(name in known for name in split_names(str(fitted), known)):
-        return str(fitted)
-    return choose_camera(source, wish.camera, wish.command)
+    """The wished camera, else the codebook's."""
+    return _world_tokens.camera_of(source, tokenizer, wish.camera, wish.command)
 
 
 def gather(
@@ -111,7 +106,8 @@ def gather(
     camera, split = camera_of(wish, source, tokenizer), split_episodes(source.ids(), source.card.splits)
     if source.card.actions is None:
         raise UserError(f"the dataset {wish.data} has no actions", ["worldsim", "doctor", wish.data])
-    names = list(dict.fromkeys(name for part in parts for name in _of_part(split, part)))
+    known = set(source.ids())
+    names = list(dict.fromkeys(name for part in parts for name in ([part] if part in known else _of_part(split, part))))
     found, rejected = _numbers(source, names, camera)
     columns = _world_tokens.fill(
         wish.root,
@@ -148,8 +144,6 @@ def gather(
 def _of_part(split: Split, part: str) -> list[str]:
     if part == "held-out":
         return split.held_out
-    if any(part in ids for ids in split.parts.values()):
-        return [part]
     return split.part(part)
 
 

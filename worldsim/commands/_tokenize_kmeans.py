@@ -63,11 +63,14 @@ def run(config: Any, context: RunContext) -> Result:
     context.inputs["data"] = str(data)
     source = open_dataset(data, config.format)
     try:
-        camera = choose_camera(source, config.camera, "tokenize-world")
-        split = split_episodes(source.ids(), source.card.splits)
+        given = _given(config, context.device)
+        camera, split = _camera(config, source, given), split_episodes(source.ids(), source.card.splits)
         work = Work(config, context, data, root, source, camera, split, columns.dataset_fingerprint(data))
         _require_episodes(work)
-        tokenizer, rejected = _given(work) if config.checkpoint else _fitted(work)
+        if given is not None:
+            context.reads("checkpoint", Path(config.checkpoint))
+            _note_seen(work, given)
+        tokenizer, rejected = (given, dict[str, str]()) if given is not None else _fitted(work)
         wanted = [name for ids in work.parts.values() for name in ids]
         told = _world_tokens.fill(
             root, source, tokenizer, camera, wanted, context.device, data=data, batch=config.batch, **work.share
@@ -89,17 +92,28 @@ def _require_episodes(work: Work) -> None:
         raise UserError(f"no episode of {work.data} is in the split part '{work.config.split}'", again(split="all"))
 
 
-def _given(work: Work) -> tuple[KMeans, dict[str, str]]:
-    """The codebook of another run."""
-    run_folder = Path(work.config.checkpoint)
+def _given(config: Any, device: str) -> KMeans | None:
+    """The codebook of another run, where one was named.
+
+    Raises:
+        UserError: there is no such run, or it holds another tokenizer.
+    """
+    if not config.checkpoint:
+        return None
+    run_folder = Path(config.checkpoint)
     if not run_folder.exists():
         raise UserError(f"there is no run {run_folder}", again(checkpoint=None))
-    work.context.reads("checkpoint", run_folder)
-    tokenizer = tokenizers.load(run_folder, work.context.device)
+    tokenizer = tokenizers.load(run_folder, device)
     if not isinstance(tokenizer, KMeans):
         raise UserError(f"{run_folder} holds the tokenizer {tokenizer.name}, not kmeans", again(tokenizer=tokenizer.name))
-    _note_seen(work, tokenizer)
-    return tokenizer, {}
+    return tokenizer
+
+
+def _camera(config: Any, source: EpisodeSource, given: KMeans | None) -> str:
+    """The named one, else that of a given codebook, else the first by name."""
+    if given is None:
+        return choose_camera(source, config.camera, "tokenize-world")
+    return _world_tokens.camera_of(source, given, config.camera, "tokenize-world")
 
 
 def _note_seen(work: Work, tokenizer: KMeans) -> None:
@@ -209,7 +223,7 @@ def plan(config: Any) -> dict[str, Any]:
     data, _ = _latents.folders(config.data, config.columns)
     source = open_dataset(data, config.format)
     try:
-        camera = choose_camera(source, config.camera, "tokenize-world")
+        camera = _camera(config, source, _given(config, "cpu"))
         split = split_episodes(source.ids(), source.card.splits)
     finally:
         source.close()

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._world_frames import Ahead
 from worldsim.core.errors import BadEpisode
 from worldsim.core.protocols import EpisodeSource
 from worldsim.data import columns
+from worldsim.data.cameras import split_names
 from worldsim.data.columns import Column, ColumnSpec
 from worldsim.tokenizers._embedder import Embedder
 from worldsim.tokenizers.kmeans import KMeans
@@ -42,6 +44,19 @@ class WorldColumns:
     def of(self, episodes: Iterable[str]) -> dict[str, np.ndarray]:
         """``{episode: int32 [T, P]}`` of those that could be read: what ``data.token_statistics`` takes."""
         return {name: self.tokens.load(name) for name in episodes if name in self}
+
+
+def camera_of(source: EpisodeSource, tokenizer: KMeans, wanted: str | None, command: str) -> str:
+    """The wanted camera (or stack, ``a+b``); else what the codebook was fitted on, where the dataset has it; else the first by
+    name.
+
+    Raises:
+        UserError: the wanted one is not there.
+    """
+    fitted, known = tokenizer.about.get("camera"), source.card.camera_names
+    if wanted is None and fitted and all(name in known for name in split_names(str(fitted), known)):
+        return str(fitted)
+    return choose_camera(source, wanted, command)
 
 
 def fill(

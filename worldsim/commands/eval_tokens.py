@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from worldsim import __version__, tokenizers
 from worldsim.commands import _latents, _tokens_page, _world_tokens
-from worldsim.commands._token_windows import choose_camera
 from worldsim.core.config import config
 from worldsim.core.errors import PartialResult, UserError, again
 from worldsim.core.protocols import EpisodeSource
@@ -67,7 +66,7 @@ def run(config: Config, context: RunContext) -> Result:
     context.reads("tokenizer", Path(str(config.tokenizer)))
     source = open_dataset(data, config.format)
     try:
-        camera, parts = _camera(config, source, tokenizer), _parts(source)
+        camera, parts = _world_tokens.camera_of(source, tokenizer, config.camera, "eval tokens"), _parts(source)
         wanted = [name for ids in parts.values() for name in ids]
         share = {"rank": context.rank, "world_size": context.world_size}
         told = _world_tokens.fill(
@@ -101,12 +100,6 @@ def _codebook(config: Config, device: str) -> KMeans:
             ["worldsim", "tokenize-world", config.data or "DATA", "--tokenizer", "kmeans"],
         )
     return tokenizer
-
-
-def _camera(config: Config, source: EpisodeSource, tokenizer: KMeans) -> str:
-    own = tokenizer.about.get("camera")
-    wanted = config.camera or (own if own in source.card.camera_names else None)
-    return choose_camera(source, wanted, "eval tokens")
 
 
 def _parts(source: EpisodeSource) -> dict[str, list[str]]:
@@ -144,7 +137,7 @@ def plan(config: Config, seed: int = 0) -> dict[str, Any]:
     tokenizer = _codebook(config, "cpu")
     source = open_dataset(data, config.format)
     try:
-        camera, parts = _camera(config, source, tokenizer), _parts(source)
+        camera, parts = _world_tokens.camera_of(source, tokenizer, config.camera, "eval tokens"), _parts(source)
     finally:
         source.close()
     wanted = [name for ids in parts.values() for name in ids]

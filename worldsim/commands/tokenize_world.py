@@ -39,7 +39,8 @@ class Config:
         tokenizer: its registered name. checkpoint: the run that trained it (a token model's run has a copy); when null
             ``runs/train/<tokenizer>``, and for kmeans a codebook is fitted.
         split: a part of the split (``train``, ``all``), or ``held-out``.
-        camera: the first by name when null. fps: frame rate of the model that will read the tokens; the dataset's when null.
+        camera: when null, that of a given kmeans codebook, else the first by name.
+        fps: frame rate of the model that will read the tokens; the dataset's when null.
         reach: frames told from each context frame, itself included: ``context_back + history + predicted`` of the model that
             will read them; only for a tokenizer with a context.
         batch: frames per forward pass.
