@@ -45,9 +45,9 @@ def test_no_number_no_motion(bad):
 def test_the_range_comes_first_so_that_no_step_is_ever_long():
     """An arm that starts outside the training range creeps back into it instead of jumping."""
     guard = Guard(NAMES, np.full(3, -20.0), np.full(3, 20.0), np.full(3, 5.0), (0, 1, 2))
-    row, clamped = guard.check(np.zeros(3, np.float32), np.array([80.0, 0.0, 0.0], np.float32))
-    assert row.tolist() == [75.0, 0.0, 0.0]
-    assert clamped == ["pan.pos"]
+    row, clamped = guard.check(np.array([0, 40, 0], np.float32), np.array([80, 18, 0], np.float32))
+    assert row.tolist() == [75.0, 20.0, 0.0]  # the second would reach 23 if only the step were limited
+    assert clamped == ["pan.pos", "lift.pos"]
     assert row.dtype == np.float32
 
 

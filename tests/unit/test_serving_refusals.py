@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import itertools
 import json
 import os
 import socket
@@ -24,7 +25,8 @@ from websockets.sync.client import connect
 
 from tests import malformed, served
 from tests.served import locally, openpi, openvla, plain, request
-from worldsim.serving.limits import Limits
+from worldsim.serving.door import Door, seal
+from worldsim.serving.limits import Limits, Refusal
 from worldsim.serving.server import PolicyServer
 
 WANTED = {400, 401, 403, 404, 405, 408, 413, 415, 422}
@@ -210,6 +212,21 @@ def test_the_key_opens_and_nothing_else_does():
         assert refused.value.response.status_code == 401
         client = WebsocketClientPolicy("127.0.0.1", server.port, api_key="open sesame")
         assert np.array_equal(client.infer(openpi(1))["actions"], locally([1])[0])
+
+
+def test_only_the_whole_key_opens():
+    """What resembles it does not, in letters or in the digest's first or last characters; nor does what the run folder keeps."""
+    kept = seal("open sesame")
+    door = Door(kept, local=False)
+    alike = (f"key {k}" for k in itertools.count())
+    begins, ends = (next(key for key in alike if seal(key)[part] == kept[part]) for part in (slice(0, 9), slice(-2, None)))
+    for given in ("open sesam", "open sesame!", "Open sesame", "opensesame", "", kept, begins, ends):
+        for headers in ({"authorization": f"Bearer {given}"}, {"authorization": f"Api-Key {given}"}, {"x-api-key": given}):
+            with pytest.raises(Refusal) as refused:
+                door.check(headers)
+            assert refused.value.status == 401
+    for scheme in ("Bearer", "bearer", "Api-Key"):
+        door.check({"authorization": f"{scheme} open sesame"})
 
 
 def test_web_pages_of_other_origins_are_refused(server):
