@@ -201,8 +201,15 @@ def test_texts_that_name_no_policy_are_explained(tmp_path):
         policies.load("nowhere")
     with pytest.raises(UserError, match="needs an environment"):
         policies.load("scripted:push")
-    with pytest.raises(UserError, match="speed_limit"):
-        policies.load("scripted:push,speed_limit=3", env=simulators.tiny("pusht"))
+    plane = simulators.tiny("pusht")
+    with pytest.raises(UserError, match="the scripted policy 'push' has no option 'sped'; did you mean 'speed'"):
+        policies.load("scripted:push,sped=3", env=plane)
+    with pytest.raises(UserError, match="has no option 'speed'; known: noise, rate"):
+        policies.load("scripted:random,speed=3", env=plane)
+    for wrong in ("noise=much", "noise=true", "noise=-1", "rate=nan", "rate=3"):  # rate 3 would be NaN on every joint
+        with pytest.raises(UserError, match=f"scripted:random: {wrong.partition('=')[0]}="):
+            policies.load(f"scripted:random,{wrong}", env=plane)
+    assert policies.load("scripted:push,noise=0.2,speed=1", env=plane).noise == 0.2
     (tmp_path / "config.yaml").write_text("command: train\n")
     with pytest.raises(UserError, match="unfinished run"):
         policies.load(tmp_path)

@@ -49,8 +49,10 @@ def resolve(name: str, flags: dict[str, Any], shared: Shared) -> Job:
 
 
 def refusal(job: Job) -> str | None:
-    """Why a real run would refuse its output folder, for a dry run to say; None when it would not."""
+    """Why a real run would refuse (the machine, its output folder), for a dry run to say; None when it would not."""
     module = importlib.import_module(f"worldsim.commands.{job.command.replace('-', '_')}")
+    if job.launch.remote and hasattr(module, "LOCAL"):
+        return module.LOCAL
     try:
         runs.check(Path(job.out), job.command, build(module.Config, job.config), job.seed)
     except UserError as error:

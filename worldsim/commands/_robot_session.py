@@ -100,7 +100,8 @@ class Session:
         if self.episode is None:
             return
         tokenizer = getattr(self.policy, "tokenizer", None)
-        pictures, grid = getattr(tokenizer, "pictures", None), getattr(tokenizer, "grid", None)
+        pictures: Any = getattr(tokenizer, "pictures", None)
+        grid = getattr(tokenizer, "grid", None)
         pictures = np.asarray(pictures.cpu()) if hasattr(pictures, "cpu") else pictures
         film.make(self.episode, self.head, self.out / "film.mp4", pictures, grid or (1, 1))
 
@@ -150,8 +151,12 @@ def _own_data(world: str) -> str:
     """The dataset that the world model was trained on, as its run folder says.
 
     Raises:
-        UserError: it does not say.
+        UserError: there is no such model, or it does not say.
     """
+    from worldsim.world_models import located
+
+    if not located(world).exists():
+        raise UserError(f"there is no run folder and no bundled world model '{world}'", "worldsim models list")
     path = Path(world) / "config.yaml"
     data = (yaml.safe_load(path.read_text(encoding="utf8")) or {}).get("data") if path.is_file() else None
     if not data or not Path(data).exists():

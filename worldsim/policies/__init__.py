@@ -80,10 +80,7 @@ def _plugin(
     if env is None:
         raise UserError(f"the policy {text} needs an environment to act in: it reads the action range from it")
     name, *pairs = rest.split(",")
-    try:
-        return create(f"{kind}:{name}", env, **parse_overrides(pairs))
-    except TypeError as error:
-        raise UserError(f"the policy {text}: {error}") from error
+    return create(f"{kind}:{name}", env, **parse_overrides(pairs))
 
 
 def _trained(source: Path, folder: Path, device: str, tokenizer_loader: Callable[[Path, str], Any] | None) -> Policy:

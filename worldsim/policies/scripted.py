@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,14 @@ class Scripted:
         """The scripted policy ``name`` for ``env``; raises when that environment cannot serve it."""
         if name not in _KINDS:
             raise UserError(f"there is no scripted policy '{name}'{did_you_mean(name, _KINDS)}")
+        known = _options(_KINDS[name])
+        for key, value in options.items():
+            if key not in known:
+                raise UserError(f"the scripted policy '{name}' has no option '{key}'{did_you_mean(key, known)}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise UserError(f"scripted:{name}: {key}={value} is not a number from 0")
+        if options.get("rate", 0) > 1:
+            raise UserError(f"scripted:{name}: rate={options['rate']} is not between 0 and 1")
         return _KINDS[name](env, **options)
 
     @classmethod
@@ -234,6 +243,14 @@ class Expert(_Boxed):
             warnings.simplefilter("ignore")  # it warns on every step that the environment will clip; so do we
             action = np.asarray(self.expert.get_action(observation["environment_state"]), np.float64)
         return np.concatenate([np.clip(action[:3] * self.gain, -1, 1), action[3:]])
+
+
+def _options(kind: type[_Boxed]) -> list[str]:
+    """What may stand behind the policy's name: the keyword-only arguments of it and of what it is built on."""
+    signatures = [inspect.signature(base.__init__) for base in kind.__mro__ if issubclass(base, _Boxed)]
+    return list(
+        dict.fromkeys(p.name for found in signatures for p in found.parameters.values() if p.kind is p.KEYWORD_ONLY)
+    )
 
 
 _KINDS: dict[str, type[_Boxed]] = {"random": Random, "wander": Wander, "push": Push, "expert": Expert, "sine": Sine}

@@ -20,11 +20,15 @@ class Body(Protocol):
 
     kind: str
     fps: float
-    cameras: dict[str, tuple[int, int]]
     state_names: tuple[str, ...]
     action_spec: ActionSpec
-    task_description: str
     at: tuple[int, ...] | None
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]: ...
+
+    @property
+    def task_description(self) -> str: ...
 
     @property
     def action_space(self) -> Any: ...

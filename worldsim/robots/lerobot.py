@@ -97,6 +97,8 @@ class LeRobotArm:
             key = joint if joint in self.names else f"{joint}.pos"
             if key not in self.names:
                 raise UserError(f"limits names no joint '{joint}'{did_you_mean(joint, self.names)}")
+            if not low < high:
+                raise UserError(f"limits.{joint} = [{low:g}, {high:g}]: the least must be below the greatest")
             known[key] = (float(low), float(high))
         for name in self.names:
             if name not in known:
