@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldsim.core import registry
-from worldsim.core.errors import UserError, again
+from worldsim.core.errors import UserError
 from worldsim.core.protocols import EpisodeSource
 from worldsim.data.card import read_card
 
@@ -21,7 +21,8 @@ def detect(path: Path) -> str:
     found = [name for name in registry.names("formats") if registry.get("formats", name).detect(path)]
     if not found:
         known = ", ".join(registry.names("formats"))
-        raise UserError(f"{path} holds no dataset in a known format ({known})", again(from_format="act-hdf5"))
+        convert = ["worldsim", "convert", path, "--from", "act-hdf5"]  # the one command that can be told the format
+        raise UserError(f"{path} holds no dataset in a known format ({known})", convert)
     return found[0]
 
 
