@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from gymnasium.spaces import Box, Dict
 from PIL import Image
 
 from tests import modality_twins, moving
+from worldsim.core import registry
 from worldsim.core.files import read_json, write_json
 from worldsim.core.types import ActionSpec
 from worldsim.formats import open_dataset
@@ -166,6 +168,38 @@ def test_runs_of_two_codebooks_are_not_compared(worldsim, made: Path, tmp_path: 
     code, _, err = worldsim("eval", "offline", made / "data", "--model", run, "--model", other, "--out", "out")
     assert code == 1
     assert "act_query" in err or "differ in windows" in err
+
+
+def test_data_that_the_runs_cannot_read_is_refused(worldsim, made: Path, tmp_path: Path) -> None:
+    """Without states, or at another rate, a number of theirs would mean something else."""
+    bare, fast = tmp_path / "bare", tmp_path / "fast"
+    for folder, more in ((bare, {"state_names": None}), (fast, {"fps": 20.0})):
+        source = open_dataset(made / "data")
+        card = replace(source.card, splits={}, **more)
+        writer = registry.get("formats", "act-hdf5").create(folder, card)
+        for index in range(4):
+            episode = source.episode(index)
+            changes = {"states": None} if folder == bare else {"fps": 20.0}
+            writer.commit(writer.stage(replace(episode, **changes)))
+        writer.finalize(card)
+    run = modality_twins.write(tmp_path / "run", world(), "A", dataset="elsewhere")
+    for folder, said in ((bare, "reads a state of 1 numbers"), (fast, "10 observations per second")):
+        code, _, err = worldsim("eval", "offline", folder, "--model", run, "--out", "out")
+        assert code == 1
+        assert said in err
+        assert "Traceback" not in err
+
+
+def test_baselines_know_all_episodes_that_any_run_was_trained_on(worldsim, made: Path) -> None:
+    """In whatever order the runs are named: the run on a quarter of the data must not weaken the copy baseline."""
+    told = []
+    for order in ((made / "small", made / "arms" / "runs" / "C-0"), (made / "arms" / "runs" / "C-0", made / "small")):
+        words = [word for run in order for word in ("--model", run)]
+        sets = [word for pair in ("resamples=20", "interventions=[]", "clips=0") for word in ("--set", pair)]
+        code, _, err = worldsim("eval", "offline", made / "data", *words, *sets, "--out", f"out{len(told)}")
+        assert code == 0, err
+        told.append(read_json(Path(f"out{len(told)}/comparison.json"))["baselines"])
+    assert told[0] == told[1]
 
 
 def test_dry_run_opens_nothing(worldsim, made: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from worldsim.commands._modality_success import arm_of
-from worldsim.commands._policy import open_policy
+from worldsim.commands._policy import open_policy, require_fit
 from worldsim.commands._policy_windows import Gathered, Wish, gather, require_windows
 from worldsim.core.errors import UserError
 from worldsim.core.protocols import EpisodeSource
@@ -51,7 +51,8 @@ class Bench:
 
     Attributes:
         runs: opened. episodes: held-out ids that have a window. notes: remarks about the choice.
-        gathered: numbers and columns of held-out and training episodes. train: ids of those that baselines are fitted on.
+        gathered: numbers and columns of held-out and training episodes. train: ids of those that baselines are fitted on:
+            the training episodes of the run that was given most of them.
     """
 
     runs: list[Trained]
@@ -151,13 +152,16 @@ def bench(
     """Choose held-out episodes and read what all runs need of them.
 
     Raises:
-        UserError: an episode was trained on, there is none, or none has a window.
+        UserError: an episode was trained on, there is none, none has a window, or cameras, state, actions or rate are others
+            than the runs'.
     """
     card, notes = runs[0].policy.card, list[str]()
     indices, split = choose(source.card, source.ids(), episodes)
     names = [source.ids()[index] for index in indices]
     same = card.dataset in ("", columns.dataset_fingerprint(data))
-    train = [name for name in card.train_episodes if name in source.ids()] if same else split.train
+    most = max(runs, key=lambda run: run.fraction).policy.card
+    known = set(source.ids())
+    train = [name for name in most.train_episodes if name in known] if same else split.train
     trained = sorted(set(names) & {name for run in runs for name in run.policy.card.train_episodes}) if same else []
     if trained:
         raise UserError(
@@ -169,13 +173,9 @@ def bench(
     wish = Wish(data, root, card.camera, batch, max_rejected, command)
     tokenizer: Any = runs[0].policy.tokenizer
     gathered = gather(wish, source, tokenizer, device, [*names, *train])
-    for what, mine, theirs in (
-        ("camera size", card.cameras, gathered.cameras),
-        ("state", card.state_names, gathered.state_names),
-    ):
-        if mine != theirs:
-            notes.append(f"the runs' {what} is {mine}, this dataset's is {theirs}")
-    card.action_spec.require(gathered.action_spec, mine=str(runs[0].run), theirs=str(data))
+    require_fit(card.needs, gathered, str(runs[0].run), str(data))
+    if card.cameras != gathered.cameras:
+        notes.append(f"the runs' camera size is {card.cameras}, this dataset's is {gathered.cameras}")
     windows = PolicyWindows(card.spec, gathered.rows.only([n for n in names if n in gathered.rows.actions]), card.scaling)
     require_windows(len(windows), gathered, card.spec, data)
     notes += [f"episode {name} is left out: {reason}" for name, reason in gathered.rejected.items()]
