@@ -47,9 +47,11 @@ def weights(run: Path) -> bytes:
 def test_the_smoke_recipe_end_to_end(worldsim, dataset, tokens, tmp_path):
     run = tmp_path / "run"
     words = ["train", "--config", "world_modality_smoke", dataset, "--tokenizer", tokens, "--out", run, *SMALL]
+    words += ["--columns", tmp_path / "columns"]
     code, out, err = worldsim(*words, "--set", "train.log_every=2", "--json")
     assert code == 0, err
     said = json.loads(out)
+    assert said["next"] == f"worldsim eval offline {dataset} --model {run} --set columns={tmp_path / 'columns'}"
     metrics = said["metrics"]
     assert metrics["arm"] == "C"
     assert metrics["windows"] == 4 * (17 - 3 - 2)
@@ -82,7 +84,7 @@ def check_validation(dataset: Path, run: Path, last: dict) -> None:
     policy = WorldModality.load(run, tokenizer=tokenizer)
     assert policy.card.needs.cameras == {"camera": (32, 32)}
     source = open_dataset(dataset)
-    squares, hits = [], []
+    squares, hits, near = [], [], []
     names = source.ids()
     for name in policy.card.held_out_episodes:
         episode = source.episode(names.index(name))
@@ -94,9 +96,13 @@ def check_validation(dataset: Path, run: Path, last: dict) -> None:
                 scale = policy.card.scaling.actions.scale
                 squares.append((((chunk - episode.actions[t : t + 4]) / scale) ** 2).mean())
                 hits.append((policy.last_world["future"] == codes[t + 1 : t + 4]).mean())
+                best = policy.net.predict(policy.batch()).logits[0].argsort(descending=True)[..., :5].numpy()
+                near.append((best == codes[t + 1 : t + 4, :, None]).any(-1).mean())
     assert len(squares) == 24
     assert np.mean(squares) == pytest.approx(last["val/action_mse"], rel=1e-4)
     assert np.mean(hits) == pytest.approx(last["val/world_acc"], abs=1e-6)
+    assert np.mean(near) == pytest.approx(last["val/world_top5"], abs=1e-6)
+    assert np.mean(near) > np.mean(hits)
 
 
 def test_nothing_held_out_reaches_the_weights(worldsim, tokens, tmp_path):

@@ -202,10 +202,11 @@ def _report(config: OneArm, context: RunContext, prepared: Prepared, card: Modal
         "rejected": [{"episode": name, "reason": reason} for name, reason in prepared.gathered.rejected.items()],
         "windows_per_second": round(seen / outcome.seconds, 1) if done else None,
     }
+    elsewhere = ["--set", f"columns={config.columns}"] if config.columns else []
     told = f"; held out: action MSE {last[VAL_ACTION]:.4f}, world accuracy {last[VAL_WORLD]:.4f}" if last else ""
     return Result(
         metrics=metrics,
-        next=["worldsim", "eval", "offline", config.data, "--model", context.out],
+        next=["worldsim", "eval", "offline", config.data, "--model", context.out, *elsewhere],
         summary=f"arm {card.arm} ({arm(card.arm).about}): {outcome.steps} steps on {len(prepared.train)} windows of "
         f"{len(prepared.train.episodes)} episodes{told}",
     )

@@ -20,7 +20,7 @@ from worldsim.policies._world_modality_net import ModalityNet
 from worldsim.train.settings import Training
 
 LOSS, ACTION, WORLD = "train/loss", "train/action_loss", "train/world_loss"
-VAL_ACTION, VAL_WORLD = "val/action_mse", "val/world_acc"
+VAL_ACTION, VAL_WORLD, VAL_TOP5 = "val/action_mse", "val/world_acc", "val/world_top5"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ModalityLoss(nn.Module):
             return each.mean()
         changed = (future != tokens[:, -1:]).flatten()
         weights = torch.where(changed, self.spec.change_point_weight, 1.0)
-        return (each * weights).sum() / weights.sum()
+        return (each * weights).sum() / weights.sum().clamp(min=torch.finfo(each.dtype).tiny)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return dict(self.net.named_parameters())
@@ -86,9 +86,9 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def validate(net: ModalityNet, windows: PolicyWindows, batch: int = 256) -> dict[str, float]:
-    """``val/action_mse`` (normalised, the mean over all numbers of all windows) and ``val/world_acc`` (0 for an arm that
-    predicts nothing), each window counted once."""
-    square, hits = 0.0, 0.0
+    """``val/action_mse`` (normalised, the mean over all numbers of all windows), ``val/world_acc`` and ``val/world_top5`` (0 for
+    an arm that predicts nothing), each window counted once."""
+    square, hits, near = 0.0, 0.0, 0.0
     for indices in batches(len(windows), batch):
         part = windows.batch(indices)
         said = net.predict(part)
@@ -96,7 +96,9 @@ def validate(net: ModalityNet, windows: PolicyWindows, batch: int = 256) -> dict
         if said.logits is not None:
             right = said.logits.argmax(-1).cpu() == part["future_tokens"]
             hits += float(right.double().mean((1, 2)).sum())
-    return {VAL_ACTION: square / len(windows), VAL_WORLD: hits / len(windows)}
+            best = said.logits.topk(min(5, said.logits.shape[-1])).indices.cpu()
+            near += float((best == part["future_tokens"][..., None]).any(-1).double().mean((1, 2)).sum())
+    return {VAL_ACTION: square / len(windows), VAL_WORLD: hits / len(windows), VAL_TOP5: near / len(windows)}
 
 
 def line(row: Mapping[str, Any], per_epoch: int) -> str | None:
