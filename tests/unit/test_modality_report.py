@@ -198,6 +198,17 @@ def test_interventions_alone_speak_of_every_arm_and_compare_none() -> None:
     assert c["conclusion"] in as_markdown(_modality_report.intervention_document(c))
 
 
+@pytest.mark.parametrize(("level", "seeds", "said"), [(1.2, 3, True), (0.8, 3, False), (1.2, 1, False)])
+def test_an_upper_bound_that_is_none_is_said(level: float, seeds: int, said: bool) -> None:
+    """Where true futures do not help, predicted ones cannot be judged; with too few seeds not even that is claimed."""
+    arms = {
+        "A": {s: scores(1.0, seed=s) for s in range(seeds)},
+        "C_oracle": {s: scores(level, seed=s) for s in range(seeds)},
+    }
+    told = _modality_report.cautions(assemble(arms, TRUTH, about(), resamples=100))
+    assert any("Even the true futures do not lower the error" in text for text in told) is said
+
+
 def test_curves_of_arms_that_predict_nothing_are_not_drawn(tmp_path: Path) -> None:
     """The first program logs accuracy 0 for A."""
     rows = [{"step": k, "train/loss": 1.0 / k, "val/action_mse": 1.0, "val/world_acc": 0.0} for k in (1, 2)]

@@ -206,6 +206,13 @@ def cautions(c: Json) -> Sequence[str]:
             worse.append(f"{arm} ({skill['mean']:+.3f})")
     if worse:
         out.append(f"Future tokens are predicted worse than by copying today's; skill: {', '.join(worse)}.")
+    if any(
+        (d["arm"], d["base"]) == ("C_oracle", "A") and d["outcome"] not in ("lower", "insufficient")
+        for d in c["differences"]
+    ):
+        out.append(
+            "Even the true futures do not lower the error here, so C_pred says nothing about how well they are predicted."
+        )
     if len(c["differences"]) > 1:
         out.append(f"{len(c['differences'])} pairs are compared at 95 % each, without a correction for their number.")
     if any(d["episodes"] < 20 for d in c["differences"]):
