@@ -188,6 +188,12 @@ def test_data_that_the_runs_cannot_read_is_refused(worldsim, made: Path, tmp_pat
         assert code == 1
         assert said in err
         assert "Traceback" not in err
+    other = {"camera": "wrist", "cameras": {"wrist": (moving.SIDE, moving.SIDE)}}
+    blind = modality_twins.write(tmp_path / "blind", world(), "A", dataset="elsewhere", **other)
+    code, _, err = worldsim("eval", "offline", made / "data", "--model", blind, "--out", "out")
+    assert code == 1
+    assert "sees a camera 'wrist'" in err
+    assert "--camera" not in err, "eval offline has no such option"
 
 
 def test_baselines_know_all_episodes_that_any_run_was_trained_on(worldsim, made: Path) -> None:

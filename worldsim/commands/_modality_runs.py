@@ -170,6 +170,7 @@ def bench(
         )
     if not same:
         notes.append(f"the runs were trained on other data than {data}; its held-out episodes are scored")
+    _require_cameras(runs[0], source, data)
     wish = Wish(data, root, card.camera, batch, max_rejected, command)
     tokenizer: Any = runs[0].policy.tokenizer
     gathered = gather(wish, source, tokenizer, device, [*names, *train])
@@ -183,6 +184,20 @@ def bench(
     if short:
         notes.append(f"{short} held-out episodes are too short for a window")
     return Bench(runs, gathered, windows.episodes, [name for name in train if name in gathered.rows.tokens], notes)
+
+
+def _require_cameras(run: Trained, source: EpisodeSource, data: Path) -> None:
+    """
+    Raises:
+        UserError: the data lacks a camera that the runs see.
+    """
+    known = source.card.camera_names
+    lacking = [name for name in run.policy.card.cameras if name not in known]
+    if lacking:
+        raise UserError(
+            f"{run.run} sees a camera '{lacking[0]}', {data} has {', '.join(known) or 'none'}",
+            ["worldsim", "tokenize-world", data, "--tokenizer", "kmeans"],
+        )
 
 
 def milliseconds(run: Trained, source: EpisodeSource, episode: str) -> float | None:
