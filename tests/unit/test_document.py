@@ -92,3 +92,20 @@ def test_dashes_begin_with_ink_and_cover_half() -> None:
     inked = (row == COLOURS[0]).all(-1)
     assert inked[LEFT * SCALE + 1]
     assert 0.4 < inked[LEFT * SCALE :].mean() < 0.6
+
+
+def test_a_dashed_curve_of_one_point_is_seen() -> None:
+    """A run of one logged line has one training loss; it has no line to draw."""
+    from worldsim.report.plots import COLOURS
+
+    frame = Curve("frame", np.arange(3), np.array([0.0, 1.0, 2.0]))
+    inked = [
+        len(
+            pixels(
+                drawn([frame, Curve("dot", np.array([1.0]), np.array([value]), dashed=True, colour=1)], "t", "s"),
+                COLOURS[1],
+            )
+        )
+        for value in (0.3, np.nan)
+    ]
+    assert inked[0] > inked[1]

@@ -65,7 +65,7 @@ def document(c: Json) -> Document:
         Section("How the numbers were made", _method(c)),
     ]
     runs = sum(len(s["seeds"]) for s in c["arms"].values())
-    subtitle = f"{runs} runs of {len(c['arms'])} arms on {c['data']}: {_size(c)}"
+    subtitle = f"{_counted(runs, 'run')} of {_counted(len(c['arms']), 'arm')} on {c['data']}: {_size(c)}"
     return Document(TITLE, c["conclusion"], sections, subtitle)
 
 
@@ -92,7 +92,11 @@ def pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _size(c: Json) -> str:
-    return f"{len(c['episodes'])} held-out episodes, {c['windows']} windows"
+    return f"{_counted(len(c['episodes']), 'held-out episode')}, {_counted(c['windows'], 'window')}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _shown(c: Json, key: str) -> list[Block]:

@@ -157,7 +157,7 @@ def _line(draw: ImageDraw.ImageDraw, curve: Curve, axes: _Axes) -> None:
     for a, b in pairwise(points):
         if a and b:
             travelled = _stroke(draw, a, b, curve, travelled)
-    if len(points) <= 24 and not curve.dashed:
+    if len(points) <= 24 and (not curve.dashed or len(points) == 1):  # one point has no line
         for point in points:
             if point:
                 (x, y), r = _scaled([point])[0], 2.5 * SCALE
