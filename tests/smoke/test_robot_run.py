@@ -180,7 +180,9 @@ def test_a_policy_that_sleeps_is_waited_for_and_then_not(acting, drive) -> None:
 
     def sleepy(call, observation):
         time.sleep({4: 0.3, 6: 30}.get(call, 0))
-        return moving(call, observation)
+        row = np.array(moving(call, observation), np.float32)
+        row[0, 1] = 90  # far away: to send it again, instead of what was sent, would be another step towards it
+        return row
 
     acting(sleepy)
     began = time.monotonic()

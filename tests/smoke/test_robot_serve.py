@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -79,6 +80,16 @@ def test_it_serves_until_a_signal_and_then_again(tmp_path):
         assert result["metrics"]["answers"] == {"200": 3 * number, "401": 1}
         assert not (out / "server.json").exists()
     assert "hush" not in (out / "config.yaml").read_text(), "a record holds no key"
+
+
+def test_a_second_server_of_the_same_folder_keeps_its_address(tmp_path):
+    """Who ends takes back only what it wrote."""
+    path = tmp_path / "server.json"
+    for process, left in ((os.getpid() + 1, True), (os.getpid(), False)):
+        path.write_text(json.dumps({"process": process}))
+        robot_serve._withdraw(path)
+        robot_serve._withdraw(tmp_path / "nothing.json")
+        assert path.exists() == left
 
 
 def test_the_smoke_recipe(worldsim):

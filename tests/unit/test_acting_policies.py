@@ -213,3 +213,6 @@ def test_texts_that_name_no_policy_are_explained(tmp_path):
     (tmp_path / "config.yaml").write_text("command: train\n")
     with pytest.raises(UserError, match="unfinished run"):
         policies.load(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="trained nothing"):
+        policies.load(tmp_path)

@@ -38,6 +38,13 @@ def server() -> Iterator[PolicyServer]:
         yield server
 
 
+def png(frame: np.ndarray) -> str:
+    """A data URL."""
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def good(server: PolicyServer, index: int) -> None:
     """The next good request is answered correctly."""
     status, answer, _ = request(server, body=json_numpy.dumps(openvla(index)).encode())
@@ -150,6 +157,8 @@ def test_sizes_are_limited():
         assert (status, "at most 20000" in answer["error"]) == (413, True)
         status, answer, _ = request(server, body={**plain(1), "image": [[[1, 2, 3]] * 17] * 12})
         assert (status, "pixels" in answer["error"]) == (413, True)
+        status, answer, _ = request(server, body={**plain(1), "image": png(np.zeros((12, 17, 3), np.uint8))})
+        assert (status, "12x17 pixels" in answer["error"]) == (413, True)
         status, answer, _ = request(server, body=b"[" * 1001)
         assert (status, "lists" in answer["error"]) == (413, True)
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:  # no length told, and no end
@@ -287,9 +296,7 @@ def test_paths_are_opened_below_the_allowed_folder_alone(server, pictures):
 
 
 def test_pictures_as_data_urls(server):
-    file = io.BytesIO()
-    Image.fromarray(served.observation(1)["pixels"]["front"]).save(file, "PNG")
-    text = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    text = png(served.observation(1)["pixels"]["front"])
     status, answer, _ = request(server, body={**plain(1), "image": text})
     assert status == 200
     assert np.array_equal(np.array(answer, np.float32), locally([1])[0][0])

@@ -20,7 +20,7 @@ from worldsim.core import registry
 from worldsim.core.config import config
 from worldsim.core.console import say
 from worldsim.core.errors import UserError
-from worldsim.core.files import write_json
+from worldsim.core.files import read_json, write_json
 from worldsim.core.protocols import Policy
 from worldsim.core.runs import RunContext, content_digest
 from worldsim.core.types import ActionSpec, Result
@@ -113,12 +113,18 @@ def run(config: Config, context: RunContext) -> Result:
     try:
         server.run(config.seconds, ready)
     finally:
-        (context.out / SERVER).unlink(missing_ok=True)
+        _withdraw(context.out / SERVER)
     metrics = service.statistics()
     answers = sum(metrics["answers"].values())
     return Result(
         metrics=metrics, summary=f"{answers} requests answered, {metrics['answers'].get('200', 0)} of them with 200"
     )
+
+
+def _withdraw(path: Path) -> None:
+    """Take this process's address back; another server that has begun in the same folder keeps its own."""
+    if path.exists() and read_json(path).get("process") == os.getpid():
+        path.unlink()
 
 
 def _service(config: Config, context: RunContext) -> Service:

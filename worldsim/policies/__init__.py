@@ -101,7 +101,7 @@ def find(path: Path) -> Path | None:
     """The folder that holds the policy's card or config: the named one, its ``checkpoint/``, or lerobot-train's own.
 
     Raises:
-        UserError: a run folder whose checkpoint is not there yet.
+        UserError: a run folder whose checkpoint is not there yet, or that never will have one.
     """
     from worldsim.lerobot_policy import checkpoint as lerobot
 
@@ -109,6 +109,8 @@ def find(path: Path) -> Path | None:
         if (folder / CARD_FILE).is_file():
             return folder
     if (path / "config.yaml").is_file():
+        if (path / "result.json").is_file() and not (path / "checkpoint").exists():
+            raise UserError(f"{path} is a run that trained nothing, so there is no policy in it", ["ls", path])
         raise UserError(f"{path} is an unfinished run: it has no checkpoint/{CARD_FILE} yet", ["ls", path])
     return lerobot.find(str(path)) if path.is_dir() else None
 
