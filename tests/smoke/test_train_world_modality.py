@@ -15,6 +15,7 @@ from tests import moving
 from tests.killed import kill_after_rows
 from tests.painted import PaintedSource, action_at
 from worldsim import tokenizers
+from worldsim.commands import _train_world_modality
 from worldsim.commands._policy_windows import Wish, gather
 from worldsim.data.policy_windows import PolicyWindows, PolicyWindowSpec, Scaling
 from worldsim.data.split import split_episodes
@@ -173,7 +174,20 @@ def test_a_killed_run_ends_in_the_same_weights_and_lines(worldsim, dataset, toke
     assert len(files[0]) == 24
 
 
-def test_all_arms_are_run_folders_that_are_not_trained_twice(worldsim, dataset, tokens, tmp_path):
+def test_all_arms_are_run_folders_that_are_not_trained_twice(worldsim, dataset, tokens, tmp_path, monkeypatch):
+    drawn: dict[str, set[int]] = {"weights": set(), "order": set()}
+    make, order = _train_world_modality.files.net_of, _train_world_modality.Order
+
+    def net_of(card, seed=0):
+        drawn["weights"].add(seed)
+        return make(card, seed)
+
+    def ordered(count, seed, *share):
+        drawn["order"].add(seed)
+        return order(count, seed, *share)
+
+    monkeypatch.setattr(_train_world_modality.files, "net_of", net_of)
+    monkeypatch.setattr(_train_world_modality, "Order", ordered)
     out = tmp_path / "all"
     words = ["train", "--config", "world_modality_tiny_all", dataset, "--tokenizer", tokens, "--out", out, *SMALL]
     words += ["--set", "seeds=2", "--set", "epochs=1", "--set", "arms=[B,C_no_input,A_plus,C]", "--set", "train.batch=16"]
@@ -191,6 +205,7 @@ def test_all_arms_are_run_folders_that_are_not_trained_twice(worldsim, dataset, 
             "the path of C without input"
         )
     assert weights(runs[0]) != weights(runs[1])
+    assert drawn == {"weights": {0, 1}, "order": {0, 1}}, "a seed draws both the first weights and the order of windows"
     assert WorldModality.load(runs[2]).card.arm == "B"
     assert (out / "report" / "index.html").exists()
     assert set(json.loads((out / "comparison.json").read_text())["arms"]) == set(found)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldsim.commands._modality_scores import measure, truth_of
+from worldsim.commands._modality_scores import _add_world, measure, truth_of
 from worldsim.commands._modality_summary import Scores, interventions
 from worldsim.data.policy_windows import PolicyEpisodes, PolicyWindows, PolicyWindowSpec, Scaling
 from worldsim.policies._world_modality_net import ModalityNet, NetSpec, Prediction
@@ -99,6 +99,35 @@ def test_corrupted_tokens_reach_the_network_window_by_window() -> None:
     np.testing.assert_allclose(own.corrupted["stale"][..., 1], late * 4, rtol=1e-5)
     np.testing.assert_allclose(own.corrupted["nearest_wrong"][..., 0], late / 4, rtol=1e-5)
     assert own.distance == {"stale": pytest.approx(2.0, abs=0.2), "nearest_wrong": pytest.approx(1.0)}
+
+
+def test_token_hits_by_hand() -> None:
+    """The first five count for top-5; a token has changed when it is not today's, whatever it was before."""
+    orders = [[[3, 0, 1, 2, 4, 5], [0, 1, 5, 2, 4, 3]], [[0, 1, 2, 4, 5, 3], [5, 0, 1, 2, 4, 3]]]
+    logits = torch.zeros(2, 2, 1, 6)
+    for window, steps in enumerate(orders):
+        for k, order in enumerate(steps):
+            logits[window, k, 0, order] = torch.arange(6, 0, -1).float()
+    batch = {"tokens": torch.tensor([5, 4, 3])[None, :, None].expand(2, -1, 1)}
+    batch["future_tokens"] = torch.tensor([3, 5])[None, :, None].expand(2, -1, 1)
+    world: dict[str, np.ndarray] = {}
+    _add_world(world, np.array([0, 1]), logits, batch, 2)
+    assert world["top1"].tolist() == [[1, 0], [0, 1]]
+    assert world["top5"].tolist() == [[1, 1], [0, 1]]
+    assert world["change_top1"].tolist() == [[0, 0], [0, 1]]
+    likely = np.exp(np.arange(6, 0, -1.0))
+    bits = -np.log2(likely / likely.sum())
+    np.testing.assert_allclose(world["bits"], bits[[[0, 2], [5, 0]]], rtol=1e-6)
+
+
+def test_corruptions_follow_from_the_seed() -> None:
+    w = windows()
+    first, same, other = (
+        measure(Reader(w.scaling), w, w.scaling.actions.scale, CENTROIDS, ["random"], seed, 8).corrupted["random"]
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 def test_switches_reach_the_network() -> None:
