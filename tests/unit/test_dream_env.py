@@ -157,6 +157,9 @@ def test_the_judge_knows_its_extremes():
     assert not judge(np.stack([start, start]), goal)
     assert not judge(np.stack([start, 255 - goal]), goal)
     assert not judge(np.stack([start, start]), start), "a scene that is its own goal is never done"
+    white, black = np.full((16, 16, 3), 200, np.uint8), np.zeros((16, 16, 3), np.uint8)
+    for left, done in ((100, True), (101, False)):  # half of the distance is a quarter of its square
+        assert judge(np.stack([white, np.full_like(black, left)]), black) is done
     elsewhere = goal.copy()
     elsewhere[:8] = 255 - goal[:8]
     assert judge(np.stack([start, elsewhere]), goal), "only where start and goal differ"

@@ -241,6 +241,12 @@ def test_a_person_drives_through_a_plugin(tmp_path, monkeypatch, worldsim) -> No
     shadow = read_json(Path("run/result.json"))["metrics"]["shadow"]
     error = np.abs(episode.extras["policy_action"] - episode.actions).mean()
     assert shadow["mae"] == pytest.approx(error, abs=1e-3)
+    hasty = [*more, "--set", "teleop.step=50", "--set", "max_relative_target=5", "--set", "clamp_quantiles=false"]
+    code, _, err = worldsim("robot", "run", *words, *hasty, "--out", "hasty")
+    assert code == 0, err
+    episode = open_dataset(Path("hasty/log")).episode(0)
+    ahead = episode.actions[:, 0] - episode.states[: len(episode.actions), 0]
+    assert np.allclose(ahead, 5, atol=1e-3), "a person's rows are limited as the policy's are"
     code, _, err = worldsim("robot", "run", *words, *more, "--set", "teleop.joints=5", "--out", "other")
     assert code == 1
     assert "teleop nudge does not drive 'gripper.pos' of the robot" in err
