@@ -201,6 +201,7 @@ from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
 class NudgeConfig(TeleoperatorConfig):
     joints: int = 6
     step: float = 1.0
+    broken: bool = False
 
 class Nudge(Teleoperator):
     config_class, name = NudgeConfig, "nudge"
@@ -219,7 +220,8 @@ class Nudge(Teleoperator):
     def disconnect(self): self.connected = False
     def get_action(self):
         self.count += 1
-        return {n: self.config.step * self.count for n in self.action_features}
+        value = float("nan") if self.config.broken else self.config.step * self.count
+        return {n: value for n in self.action_features}
 """
 
 
@@ -247,6 +249,8 @@ def test_a_person_drives_through_a_plugin(tmp_path, monkeypatch, worldsim) -> No
     episode = open_dataset(Path("hasty/log")).episode(0)
     ahead = episode.actions[:, 0] - episode.states[: len(episode.actions), 0]
     assert np.allclose(ahead, 5, atol=1e-3), "a person's rows are limited as the policy's are"
+    code, _, err = worldsim("robot", "run", *words, *more, "--set", "teleop.broken=true", "--out", "broken")
+    assert (code, "the person gave nan for shoulder_pan.pos; nothing was sent" in err) == (1, True), err
     code, _, err = worldsim("robot", "run", *words, *more, "--set", "teleop.joints=5", "--out", "other")
     assert code == 1
     assert "teleop nudge does not drive 'gripper.pos' of the robot" in err

@@ -209,7 +209,7 @@ class Loop:
             line["refused"] = line.pop("wish")
             raise
         if self.settings.mode == "shadow" and self.person is not None:
-            return replace(self.guard, low=None, high=None).check(self.person.row(), state)
+            return replace(self.guard, low=None, high=None, who="the person").check(self.person.row(), state)
         if not self._must_send():
             return None, clamped
         return (self._stay(state), []) if line.get("late") else (safe, clamped)

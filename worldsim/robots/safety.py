@@ -79,16 +79,16 @@ def clamp_range(row: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return np.clip(row, low, high)
 
 
-def require_finite(row: np.ndarray, names: Sequence[str]) -> None:
+def require_finite(row: np.ndarray, names: Sequence[str], who: str = "the policy") -> None:
     """
     Raises:
         Stopped: the row has another width, or holds NaN or infinity.
     """
     if row.shape != (len(names),):
-        raise Stopped("nan", f"the policy gave a row of shape {row.shape} where the robot has {len(names)} joints")
+        raise Stopped("nan", f"{who} gave a row of shape {row.shape} where the robot has {len(names)} joints")
     bad = [name for name, value in zip(names, row) if not np.isfinite(value)]
     if bad:
-        raise Stopped("nan", f"the policy gave {row[list(names).index(bad[0])]} for {bad[0]}; nothing was sent")
+        raise Stopped("nan", f"{who} gave {row[list(names).index(bad[0])]} for {bad[0]}; nothing was sent")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Guard:
     Attributes:
         names: of the action entries. low, high: training range ``[A]`` or None. limit: ``[A]`` or None.
         at: for each action entry, where the state reports its position; None where it does not.
-        deltas: rows are changes, so that ``limit`` bounds the row itself.
+        deltas: rows are changes, so that ``limit`` bounds the row itself. who: gives the rows, in words.
     """
 
     names: tuple[str, ...]
@@ -107,6 +107,7 @@ class Guard:
     limit: np.ndarray | None = None
     at: tuple[int, ...] | None = None
     deltas: bool = False
+    who: str = "the policy"
 
     def check(self, row: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """The row to send, float32 ``[A]``, and the names of the entries that were clamped.
@@ -114,7 +115,7 @@ class Guard:
         Raises:
             Stopped: see :func:`require_finite`; also for a state that is not finite, against which nothing can be clamped.
         """
-        require_finite(row, self.names)
+        require_finite(row, self.names, self.who)
         wish = row.astype(np.float64)
         safe = wish if self.low is None or self.high is None else clamp_range(wish, self.low, self.high)
         if self.limit is not None:
