@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worldsim.commands._modality_baselines import Copy
-from worldsim.commands._modality_corruptions import Windows, about, corrupted, moved, names, ranked
+from worldsim.commands._modality_corruptions import Windows, about, corrupted, futures, moved, names, ranked
 from worldsim.core.errors import UserError
 
 N = 200
@@ -86,6 +86,15 @@ def test_graded_corruption_moves_farther_and_farther() -> None:
     assert ways == sorted(ways)
     assert ways[0] > 0
     assert moved(CENTROIDS, w.current(), w.current()) == 0
+
+
+def test_true_futures_are_those_of_the_frames_after_the_window_start() -> None:
+    """``w_{t+1} … w_{t+K}``, not ``w_t``; shuffled ones are other windows', whole."""
+    where = Windows([np.arange(10)[:, None], 50 + np.arange(9)[:, None]], np.array([0, 0, 1]), np.array([2, 4, 3]), 3)
+    true = futures("oracle", where, 2, 64)
+    assert true[..., 0].tolist() == [[3, 4], [5, 6], [54, 55]]
+    assert sorted(futures("shuffle_future", where, 2, 64)[..., 0].tolist()) == sorted(true[..., 0].tolist())
+    assert futures("random_future", where, 2, 64).shape == (3, 2, 1)
 
 
 def test_names_are_written_out_and_checked() -> None:

@@ -219,6 +219,15 @@ def test_a_grid_of_positions(tmp_path: Path) -> None:
     assert np.load(folder / "train_embeddings.fp16.npy").shape[1:] == (4, 48)
 
 
+def test_another_seed_is_another_codebook(tmp_path: Path) -> None:
+    data = write(tmp_path / "data")
+    first, same, other = (
+        run(tmp_path / name, data, RunContext("tokenize-world", tmp_path / name, seed=seed)).metrics["codebook"]
+        for name, seed in (("first", 0), ("same", 0), ("other", 1))
+    )
+    assert first == same != other
+
+
 def test_a_second_codebook_embeds_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write(tmp_path / "data")
     first = run(tmp_path / "first", data)
