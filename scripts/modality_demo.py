@@ -63,7 +63,16 @@ def tell(story: Story) -> dict[str, Any]:
     policies = POLICIES if story.env.startswith("metaworld") else ("scripted:push", "scripted:push,noise=0.3")
     options: dict[str, Any] = dict(CAMERA) if story.env.startswith("metaworld") else {"size": CAMERA["size"]}
     teller.simulate(data, story.env, policies, options, episodes=story.episodes, steps=story.steps, seed=0)
-    words = ["--tokenizer", "kmeans", "--vision-model", "random-conv", "--num-tokens", story.tokens, "--set", "pooling=grid2"]
+    words = [
+        "--tokenizer",
+        "kmeans",
+        "--vision-model",
+        "random-conv",
+        "--num-tokens",
+        story.tokens,
+        "--set",
+        "pooling=grid2",
+    ]
     teller.type("worldsim", "tokenize-world", data, *words, "--out", tokens)
     pairs = [word for pair in (f"seeds={story.seeds}", *story.train) for word in ("--set", pair)]
     words = ["--config", story.recipe, data, "--tokenizer", tokens, *pairs]
@@ -107,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tell(Story(**{**given, "train": tuple(given["train"])}))
     except Failed as failed:
-        print(f"modality-demo: stopped; the same command continues, or to start afresh: rm -r {given['out']}", file=sys.stderr)
+        print(
+            f"modality-demo: stopped; the same command continues, or to start afresh: rm -r {given['out']}", file=sys.stderr
+        )
         return failed.code
     return 0
 

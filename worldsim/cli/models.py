@@ -24,7 +24,9 @@ def add(app: typer.Typer) -> None:
 
     @command(group, "export", job="models-export")
     def export(
-        run: Annotated[str | None, typer.Argument(metavar="RUN", help="Run folder of a fine-tuned Wan or a policy.")] = None,
+        run: Annotated[
+            str | None, typer.Argument(metavar="RUN", help="Run folder of a fine-tuned Wan or a policy.")
+        ] = None,
         to: Annotated[str | None, typer.Option(metavar="NAME", help="diffusers, comfyui or lerobot.")] = None,
     ) -> dict[str, Any]:
         """Write a fine-tuned model as diffusers, ComfyUI or LeRobot read it."""
