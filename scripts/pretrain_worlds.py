@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from simulate import _policy
 
-from worldsim import envs
+from worldsim import envs, policies
 from worldsim.core.console import track
 from worldsim.core.files import replacing
 from worldsim.rollout import SimulatedSource
@@ -45,7 +44,7 @@ def simulate_worlds(
 
 def _simulate(name: str, world: dict[str, Any], recipe: dict[str, Any], folder: Path, seeds: range) -> None:
     simulator = envs.make(world["env"], **world["options"])
-    actors = {text: _policy(text, simulator) for text in world["policies"]}
+    actors = {text: policies.load(text, env=simulator) for text in world["policies"]}
     steps = recipe["steps_per_episode"]
     source = SimulatedSource(simulator, actors, seeds, steps, name=name)
     shape = (len(seeds), steps + 1, recipe["size"], recipe["size"], 3)

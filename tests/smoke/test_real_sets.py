@@ -29,6 +29,7 @@ REFUSED = {
     (BRIDGE, "rlds"): "rlds is read only",
     (TABLE, "rlds"): "rlds is read only",
     (GR1, "rlds"): "rlds is read only",
+    **{(name, "robot-log"): "robot-log is read only" for name in (BRIDGE, TABLE, GR1)},
     (TABLE, "lapa"): "lapa needs 7-D delta end-effector actions with a gripper channel; this dataset's actions are 2-D",
     (GR1, "lapa"): "lapa needs 7-D delta end-effector actions with a gripper channel; this dataset's actions are 44-D",
     (GR1, "bridge"): "this dataset has 44 state values that are not named so and 44-D actions",

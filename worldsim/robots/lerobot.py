@@ -121,11 +121,12 @@ class LeRobotArm:
             raise UserError(f"robot {self.kind} cannot be connected: {_said(error)}", "lerobot-find-port") from error
         if not calibrated:
             self.disconnect()
-            given = f"--robot.type={self.kind} --robot.port=… --robot.id={self.robot.id or '…'}"
+            port = getattr(getattr(self.robot, "config", None), "port", None)
+            known = {"type": self.kind, "port": port, "id": self.robot.id}
             raise UserError(
                 f"robot {self.kind} '{self.robot.id}' is not calibrated ({self.robot.calibration_fpath} says nothing, or "
                 "something else than its motors)",
-                f"lerobot-calibrate {given}",
+                ["lerobot-calibrate", *(f"--robot.{key}={value}" for key, value in known.items() if value)],
             )
 
     def observe(self) -> dict[str, Any]:

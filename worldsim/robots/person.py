@@ -50,7 +50,8 @@ class Teleoperator:
         if not calibrated:
             self.disconnect()
             raise UserError(
-                f"teleop {self.kind} '{self.device.id}' is not calibrated", f"lerobot-calibrate --teleop.type={self.kind}"
+                f"teleop {self.kind} '{self.device.id}' is not calibrated",
+                ["lerobot-calibrate", f"--teleop.type={self.kind}"],
             )
 
     def row(self) -> np.ndarray:

@@ -97,7 +97,10 @@ class HttpLine:
     def _metadata(self) -> dict[str, Any]:
         response = self._request("GET", "/metadata", seconds=METADATA_SECONDS)
         if response.status_code in (401, 403):
-            raise UserError(f"{self.address.url} refuses: {_error(response.text)}", "export WORLDSIM_API_KEY=…")
+            raise UserError(
+                f"{self.address.url} refuses: {_error(response.text)}; the key is read from WORLDSIM_API_KEY",
+                "printenv WORLDSIM_API_KEY",
+            )
         try:
             found = response.json() if response.status_code == 200 else {}
         except ValueError:  # a server of another kind
