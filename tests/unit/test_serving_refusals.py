@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 
 from tests import malformed, served
 from tests.served import locally, openpi, openvla, plain, request
-from worldsim.serving.door import Door, seal
+from worldsim.serving.door import Door, seal, sealed
 from worldsim.serving.limits import Limits, Refusal
 from worldsim.serving.server import PolicyServer
 
@@ -330,3 +330,10 @@ def test_refusals_name_the_key_and_what_is_wanted(server):
         status, answer, _ = request(server, body=body.encode())
         assert status == 422
         assert all(word in answer["error"] for word in words), answer
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "", "env:NOT_THERE"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    with pytest.raises(ValueError, match=r"ASCII|empty key|no NOT_THERE"):
+        sealed(key)

@@ -337,3 +337,8 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
         run(tmp_path / "run", data, checkpoint=str(tmp_path / "fsq"))
     told = run(tmp_path / "ours", data, vision_model=f"tokenizer:{tmp_path / 'fsq'}", num_tokens=4)
     assert told.metrics["codes"] == 4
+
+
+def test_a_codebook_of_one_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="num_tokens must be at least 2"):
+        _config(tmp_path, num_tokens=1)

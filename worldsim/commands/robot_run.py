@@ -126,7 +126,7 @@ def run(config: Config, context: RunContext) -> Result:
         _film(session, context)
     if report.stopped.fault:
         raise PartialResult(
-            f"stopped after {report.steps} steps: {report.stopped.sentence}", _try(report.stopped.by), result
+            f"stopped after {report.steps} steps: {report.stopped.sentence}", _try(report.stopped.by, config.hz), result
         )
     return result
 
@@ -143,8 +143,8 @@ def _next(steps: int, out: Path) -> list[object] | None:
     return ["worldsim", "convert", out / "log", "--to", "lerobot", "--out", out / "lerobot"] if steps > 1 else None
 
 
-def _try(by: str) -> str | None:
-    return again(hz=2) if by == "late" else None
+def _try(by: str, hz: float) -> str | None:
+    return again(hz=f"{hz / 2:g}") if by == "late" else None
 
 
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:

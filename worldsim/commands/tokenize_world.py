@@ -82,6 +82,8 @@ class Config:
         for key in ("reach", "batch", "num_tokens", "sample", "horizon"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.num_tokens < 2:
+            raise ValueError("num_tokens must be at least 2: a codebook of one code says nothing")
         known = registry.names("tokenizers")
         if self.tokenizer.replace("_", "-") not in known:
             raise ValueError(f"there is no tokenizer '{self.tokenizer}'{did_you_mean(self.tokenizer, known)}")

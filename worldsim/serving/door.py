@@ -25,7 +25,7 @@ def sealed(text: str | None) -> str | None:
     """What was typed as a key -> its digest; ``env:NAME`` is read from the environment, a digest stays what it is.
 
     Raises:
-        ValueError: an empty key, or no such variable.
+        ValueError: an empty key, one that no header can carry, or no such variable.
     """
     if text is None or text.startswith(SEALED):
         return text
@@ -33,6 +33,8 @@ def sealed(text: str | None) -> str | None:
     key = os.environ.get(name, "") if text.startswith("env:") else text
     if not key:
         raise ValueError(f"the environment has no {name}" if text.startswith("env:") else "an empty key locks nobody out")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("a key travels in a header: letters, digits and signs of ASCII alone")
     return seal(key)
 
 
