@@ -199,6 +199,21 @@ def test_a_policy_that_sleeps_is_waited_for_and_then_not(acting, drive) -> None:
     assert steps[5]["sent"] != steps[4]["sent"], "the late answer is used when it is there"
 
 
+def test_a_late_policy_is_offered_half_of_the_rate_it_ran_at(acting, worldsim) -> None:
+    """Also where the rate was not typed: then it is the robot's ten."""
+
+    def sleepy(call, observation):
+        if call >= 3:
+            time.sleep(2)
+        return moving(call, observation)
+
+    acting(sleepy)
+    words = ["--policy", "scripted:acting", "--seconds", 5, "--mode", "live", "--out", "run", *COMMON]
+    code, _, err = worldsim("robot", "run", *words, "--set", "late_periods=2")
+    assert code == 1
+    assert "--hz 5" in err
+
+
 @pytest.mark.parametrize("mode", ["live", "watch"])
 def test_rows_that_are_no_numbers_stop_every_mode(acting, patient, drive, mode) -> None:
     acting(lambda call, observation: np.full((1, JOINTS), np.nan if call == 3 else 1.0))

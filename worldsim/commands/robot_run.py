@@ -126,7 +126,7 @@ def run(config: Config, context: RunContext) -> Result:
         _film(session, context)
     if report.stopped.fault:
         raise PartialResult(
-            f"stopped after {report.steps} steps: {report.stopped.sentence}", _try(report.stopped.by, config.hz), result
+            f"stopped after {report.steps} steps: {report.stopped.sentence}", _try(report.stopped.by, metrics["hz"]), result
         )
     return result
 
