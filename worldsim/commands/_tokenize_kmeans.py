@@ -10,9 +10,10 @@ import numpy as np
 
 from worldsim import __version__, tokenizers
 from worldsim.commands import _latents, _tokens_page, _world_cache, _world_codebook, _world_tokens
+from worldsim.commands._rejections import accepted, records
 from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._world_tokens import WorldColumns
-from worldsim.core.errors import PartialResult, UserError, again
+from worldsim.core.errors import UserError, again
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import CHECKPOINT, RunContext
 from worldsim.core.types import Result
@@ -183,19 +184,12 @@ def _report(work: Work, tokenizer: KMeans, told: WorldColumns, rejected: dict[st
             "columns": [c.folder.relative_to(work.root).as_posix() for c in (told.embeddings, told.tokens)],
             "cache": [str(folder / name) for name in files],
             "report": str(page),
-            "rejected": [{"episode": name, "reason": reason} for name, reason in rejected.items()],
+            "rejected": records(rejected),
         },
         next=_world_tokens.train_command(config.data, run_folder, config.columns),
         summary=_summary(present, statistics, tokenizer, page),
     )
-    if len(rejected) > config.max_rejected:
-        first, reason = next(iter(rejected.items()))
-        raise PartialResult(
-            f"{len(rejected)} episodes cannot be tokenised, the first is {first}: {reason}",
-            again(max_rejected=len(rejected)),
-            result,
-        )
-    return result
+    return accepted(result, rejected, config.max_rejected)
 
 
 def _statistics(work: Work, tokenizer: KMeans, told: WorldColumns) -> dict[str, Any]:

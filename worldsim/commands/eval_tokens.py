@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from worldsim import __version__, tokenizers
 from worldsim.commands import _latents, _tokens_page, _world_tokens
+from worldsim.commands._rejections import accepted, records
 from worldsim.core.config import config
-from worldsim.core.errors import PartialResult, UserError, again
+from worldsim.core.errors import UserError
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
@@ -115,20 +116,13 @@ def _result(config: Config, tokenizer: KMeans, statistics: dict[str, Any], rejec
             "codebook": tokenizer.codebook_hash,
             "codes": tokenizer.codes,
             "statistics": statistics,
-            "rejected": [{"episode": name, "reason": reason} for name, reason in rejected.items()],
+            "rejected": records(rejected),
             "report": str(page),
         },
         next=_world_tokens.train_command(config.data, config.tokenizer, config.columns),
         summary=f"{_tokens_page.lead(statistics)}\n{page}",
     )
-    if len(rejected) > config.max_rejected:
-        first, reason = next(iter(rejected.items()))
-        raise PartialResult(
-            f"{len(rejected)} episodes cannot be tokenised, the first is {first}: {reason}",
-            again(max_rejected=len(rejected)),
-            result,
-        )
-    return result
+    return accepted(result, rejected, config.max_rejected)
 
 
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:

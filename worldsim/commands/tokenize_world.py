@@ -13,11 +13,12 @@ import numpy as np
 
 from worldsim import tokenizers
 from worldsim.commands import _latents, _tokenize_kmeans, _tokens
+from worldsim.commands._rejections import accepted, records
 from worldsim.commands._token_windows import choose_camera
 from worldsim.commands._tokens import Cut
 from worldsim.core import registry
 from worldsim.core.config import config
-from worldsim.core.errors import PartialResult, UserError, again, did_you_mean
+from worldsim.core.errors import UserError, again, did_you_mean
 from worldsim.core.protocols import EpisodeSource
 from worldsim.core.runs import RunContext
 from worldsim.core.types import Result
@@ -170,19 +171,12 @@ def _report(
             "codes": codes,
             "codes_used": int(used.sum()),
             "columns": [column.folder.relative_to(root).as_posix() for column in parts],
-            "rejected": [{"episode": episode, "reason": reason} for episode, reason in rejected.items()],
+            "rejected": records(rejected),
         },
         next=["worldsim", "train", "--config", recipe, config.data, "--tokenizer", _run_of(config)],
         summary=f"{len(present)} episodes, {count} tokens, {used.sum()} of {codes} codes in use: {tokens.frames.folder}",
     )
-    if len(rejected) > config.max_rejected:
-        first, reason = next(iter(rejected.items()))
-        raise PartialResult(
-            f"{len(rejected)} episodes cannot be tokenised, the first is {first}: {reason}",
-            again(max_rejected=len(rejected)),
-            result,
-        )
-    return result
+    return accepted(result, rejected, config.max_rejected)
 
 
 def plan(config: Config, seed: int = 0) -> dict[str, Any]:
