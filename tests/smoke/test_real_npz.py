@@ -15,14 +15,18 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def test_bridge_npz_is_tokenised_learnt_reinforced_and_scored(shared_data: Path, worldsim: Run, tmp_path: Path) -> None:
+    told: list[dict] = []
+
     def run(*words: object) -> dict:
         code, out, err = worldsim(*words, "--device", "cpu", "--json")
         assert code == 0, err
-        return json.loads(out)["metrics"]
+        told.append(json.loads(out))
+        return told[-1]["metrics"]
 
     data, tokenizer, model, better = (tmp_path / name for name in ("npz", "tokenizer", "model", "better"))
     source = shared_data / "bridge_rlds"
     run("convert", source, "--from", "rlds", "--to", "oxe-npz", "--out", data, "--episodes", f"0:{COUNT}")
+    assert told[0].get("next", "").startswith("worldsim train --config fsq_compressive"), "what npz files are for"
     files = sorted(data.rglob("*.npz"))
     assert len(files) == COUNT
     with np.load(files[0]) as file:

@@ -268,3 +268,26 @@ def test_another_temperature_is_where_learning_begins_and_what_the_checkpoint_dr
     assert all(torch.equal(before[name], after[name]) for name in before)
     tuned: Any = load_world(tmp_path / "rl")
     assert (base.card.sampling.temperature, tuned.card.sampling.temperature) == (1.0, 0.5)
+
+
+def test_every_key_of_the_update_and_the_credit_reaches_its_place(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the recipe says is what the collector and the optimiser are given; nothing is read and dropped."""
+    seen: dict[str, Any] = {}
+    real = rlvr.improve
+
+    def spied(collector: Any, loss: Any, *rest: Any) -> Any:
+        seen.update(collector=collector, loss=loss, plan=rest[2], settings=rest[3])
+        return real(collector, loss, *rest)
+
+    monkeypatch.setattr(rlvr, "improve", spied)
+    credit = {"per_frame": "true", "per_cell": "true", "discount": "0.25", "reward": "mse"}
+    update = {"schedule": "cosine", "bf16": "true", "lr": "0.003", "warmup": "1", "ema": "0.5", "clip_norm": "0.75"}
+    pairs = {**credit, **{f"update.{key}": value for key, value in update.items()}, "iterations": "1"}
+    words = [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
+    assert main(command(world, tmp_path / "run", *words)) == 0
+    collector, settings = seen["collector"], seen["settings"]
+    assert (collector.per_frame, collector.per_cell, collector.discount) == (True, True, 0.25)
+    assert (collector.bf16, collector.recompute, seen["loss"].bf16) == (True, True, True)
+    assert (settings.schedule, settings.lr, settings.warmup, settings.ema, settings.clip) == ("cosine", 0.003, 1, 0.5, 0.75)
